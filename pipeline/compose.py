@@ -1,0 +1,16 @@
+"""Compose configs/ into params.yaml, as `dvc exp run` does: `python -m pipeline.compose [GROUP=NAME KEY=VALUE …]`."""
+
+import sys
+from pathlib import Path
+
+from dvc.utils.hydra import compose_and_dump
+
+
+def compose(output: Path, configs: Path = Path("configs"), overrides: list[str] | None = None) -> None:
+    """Write the parameters that `configs` and the overrides give to `output`."""
+    no_plugins = str(configs.resolve())
+    compose_and_dump(output, str(configs.resolve()), None, "config", no_plugins, overrides or [])
+
+
+if __name__ == "__main__":
+    compose(Path("params.yaml"), overrides=sys.argv[1:])
