@@ -237,6 +237,40 @@ class Model(Section):
             raise ValueError("head_size: must be even for rotary embeddings")
         return self
 
+    @model_validator(mode="after")
+    def _exportable(self) -> Self:
+        self.stock_class  # noqa: B018 - raises where no class fits
+        return self
+
+    @property
+    def stock_class(self) -> str:
+        """Name of the transformers class that represents this model exactly; ValueError where there is none."""
+        if not self.n_expert or self.twin != "none":
+            return "Qwen3ForCausalLM" if self.norm_qk else "LlamaForCausalLM"
+        if self.router == "sigmoid":
+            if self.n_expert < 2:
+                raise ValueError("n_expert: router: sigmoid needs at least 2 to be exported")
+            if self.moe_layers != list(range(self.moe_layers[0], self.n_layer)):
+                raise ValueError(
+                    f"moe_every: {self.moe_every} with router: sigmoid is no class of transformers that this project "
+                    "exports to; take moe_every: 1 (first_k_dense_replace gives dense layers) or router: softmax"
+                )
+            return "Glm4MoeForCausalLM"
+        if self.routed_scaling_factor != 1:
+            raise ValueError(
+                f"routed_scaling_factor: {self.routed_scaling_factor} with router: softmax cannot be exported; "
+                "take 1.0, or router: sigmoid"
+            )
+        if self.norm_qk and self.n_shared_expert:
+            raise ValueError(
+                f"n_shared_expert: {self.n_shared_expert} with norm_qk and router: softmax cannot be exported; "
+                "take 0, or norm_qk: false, or router: sigmoid"
+            )
+        if self.norm_qk:
+            return "Qwen3MoeForCausalLM"
+        plain = len(self.moe_layers) == self.n_layer and not self.n_shared_expert and self.norm_topk_prob
+        return "MixtralForCausalLM" if plain else "Qwen2MoeForCausalLM"
+
     @property
     def moe_layers(self) -> list[int]:
         """Indices (from 0) of the layers that hold experts."""
