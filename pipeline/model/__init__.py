@@ -1,0 +1,1 @@
+"""The model: a litgpt GPT with expert layers of our own."""

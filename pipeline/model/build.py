@@ -1,0 +1,284 @@
+"""A litgpt GPT from params.Model, with our expert layer put in: mixed dense and MoE, dense twins, document masking.
+
+    model = build(params.model, vocab_size); logits_BTV = model(idx_BT)
+    count(params.model, vocab_size).active         # on the meta device, nothing is allocated
+
+Checkpoint folders are in pipeline/model/checkpoint_folder.py.
+
+Legend: B batch, T time, C embedding, V padded vocabulary.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from litgpt.config import Config
+from litgpt.model import GPT, LLaMAMLP
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.model.moe import MoE
+from pipeline.params import Model
+
+
+def config(model: Model, vocab_size: int) -> Config:
+    """litgpt's config of the model (its twin, if that is asked for) for a tokenizer of `vocab_size` tokens."""
+    model = resolved(model, vocab_size)
+    moe = bool(model.moe_layers)
+    sigmoid = moe and model.router == "sigmoid"
+    scaling = model.rope_scaling
+    return Config(
+        name="moe" if moe else "dense",
+        block_size=model.block_size,
+        vocab_size=_rows(model, vocab_size),
+        padding_multiple=model.padding_multiple,
+        n_layer=model.n_layer,
+        n_embd=model.n_embd,
+        n_head=model.n_head,
+        head_size=model.head_size,
+        n_query_groups=model.n_query_groups,
+        norm_class_name="RMSNorm",
+        norm_eps=model.norm_eps,
+        norm_qk=model.norm_qk,
+        parallel_residual=False,
+        bias=False,
+        rotary_percentage=1.0,
+        rope_base=model.rope_base,
+        rope_adjustments=None
+        if scaling is None
+        else {
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_seq_len": scaling.original_block_size,
+        },
+        intermediate_size=model.intermediate_size,
+        mlp_class_name="LLaMAMoE" if moe else "LLaMAMLP",
+        moe_intermediate_size=model.moe_intermediate_size if moe else None,
+        n_expert=model.n_expert if moe else 0,
+        n_expert_per_token=model.n_expert_per_token if moe else 0,
+        n_shared_expert=(model.n_shared_expert or None) if moe else None,
+        first_k_dense_replace=(model.first_k_dense_replace or None) if moe else None,
+        routed_scaling_factor=model.routed_scaling_factor if moe else 1.0,
+        norm_topk_prob=model.norm_topk_prob,
+        # litgpt's sigmoid router chooses groups of experts first; one expert a group and all groups is no choice
+        n_expert_groups=model.n_expert if sigmoid else None,
+        n_topk_groups=model.n_expert if sigmoid else None,
+        n_topk_scores_per_group=1 if sigmoid else None,
+    )
+
+
+class MoEGPT(GPT):
+    """litgpt's GPT with `MoE` in the layers that hold experts, and a `hidden` that masks documents."""
+
+    def __init__(self, config: Config, model: Model) -> None:
+        super().__init__(config)
+        self.params = model
+        for i, block in enumerate(self.transformer.h):
+            block.mlp = (
+                MoE(config, model.norm_topk_prob)
+                if i in model.moe_layers
+                else LLaMAMLP(config)
+            )
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        if self.params.tie_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
+
+    def hidden(
+        self,
+        idx_BT: Tensor,
+        position_BT: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """What the head multiplies: [B, T, C] after the last norm.
+
+        `position_BT` and `mask` as `documents` makes them; without them one causal sequence each row.
+        """
+        if idx_BT.size(1) > self.max_seq_length:
+            raise ValueError(
+                f"{idx_BT.size(1)} tokens; at most max_seq_length = {self.max_seq_length}"
+            )
+        if position_BT is None:
+            cos, sin = (
+                self.cos[None, : idx_BT.size(1)],
+                self.sin[None, : idx_BT.size(1)],
+            )
+        else:
+            cos, sin = self.cos[position_BT], self.sin[position_BT]
+        x_BTC = self.transformer.wte(idx_BT)
+        for block in self.transformer.h:
+            x_BTC = block(x_BTC, cos, sin, mask)
+        return self.transformer.ln_f(x_BTC)
+
+
+def documents(idx_BT: Tensor, end_id: int) -> tuple[Tensor, Tensor]:
+    """Positions that restart after each end token [B, T], and who may attend to whom [B, 1, T, T] (True: may).
+
+    A token attends to itself and to earlier ones of its document; the end token belongs to the document it ends.
+    """
+    place_T = torch.arange(idx_BT.size(1), device=idx_BT.device)
+    begins_BT = torch.ones_like(idx_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = idx_BT[:, :-1] == end_id
+    begin_BT = torch.where(begins_BT, place_T, 0).cummax(1).values
+    same = begin_BT[:, :, None] == begin_BT[:, None, :]
+    return place_T - begin_BT, (same & (place_T[:, None] >= place_T)).unsqueeze(1)
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def build(
+    model: Model,
+    vocab_size: int,
+    *,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> MoEGPT:
+    """A model with fresh weights: the same for the same seed on every device (drawn on the CPU, in float32)."""
+    gpt = materialize(on_meta(model, vocab_size, dtype), device)
+    _initialize(gpt, seed)
+    return gpt
+
+
+def on_meta(model: Model, vocab_size: int, dtype: torch.dtype | None = None) -> MoEGPT:
+    """The model without memory behind its weights."""
+    model = resolved(model, vocab_size)
+    with torch.device("meta"):
+        gpt = MoEGPT(config(model, vocab_size), model)
+    return gpt if dtype is None else _cast(gpt, dtype)
+
+
+def materialize(gpt: MoEGPT, device: torch.device | str | None = None) -> MoEGPT:
+    """Give a model on the meta device memory, its weights unset; buffers get their values."""
+    gpt.to_empty(device=device or "cpu")
+    gpt.tie_weights()  # to_empty parts shared weights
+    gpt.reset_parameters()  # of a litgpt GPT: the rotary tables
+    for name, buffer in gpt.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.zero_()
+    return gpt
+
+
+def _cast(gpt: MoEGPT, dtype: torch.dtype) -> MoEGPT:
+    for (
+        parameter
+    ) in gpt.parameters():  # buffers (rotary tables, the router's bias) stay in float32
+        parameter.data = parameter.data.to(dtype)
+    return gpt
+
+
+@torch.no_grad()
+def _initialize(gpt: MoEGPT, seed: int) -> None:
+    """Normal with standard deviation 0.02, what is added to the residual divided by sqrt(2·layers) (GPT-2).
+
+    Each weight has a stream of its own, named after it, so that a twin shares the weights it has in common.
+    """
+    for name, parameter in gpt.named_parameters():
+        if "norm" in name or "ln_f" in name:
+            parameter.fill_(1.0)
+            continue
+        to_residual = name.endswith(("proj.weight", "down_ECI"))
+        std = 0.02 / math.sqrt(2 * gpt.config.n_layer) if to_residual else 0.02
+        stream = int.from_bytes(
+            hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8],
+            "little",
+            signed=True,
+        )
+        generator = torch.Generator().manual_seed(stream)
+        parameter.copy_(
+            torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
+        )
+
+
+# --- counting ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Count:
+    """Parameters of a model, and the arithmetic of training it."""
+
+    total: int  # without `padding`
+    active: int  # those that one token meets: all but the experts it does not visit
+    padding: int  # in rows of the embedding and head that no token has
+    products: int  # multiply-adds of one token's forward in weight matrices
+    n_layer: int
+    attention_width: int  # n_head · head_size
+
+    def flops_per_token(self, block_size: int) -> float:
+        """Floating point operations of forward and backward, per token, in sequences of `block_size`.
+
+        2 a multiply-add, backward twice the forward. Attention counts the causal half: (block_size + 1) / 2 keys.
+        """
+        attention = 2 * self.n_layer * self.attention_width * (block_size + 1) / 2
+        return 6 * (self.products + attention)
+
+
+def count(model: Model, vocab_size: int) -> Count:
+    """Count on the meta device; of the twin, if the model asks for one."""
+    model = resolved(model, vocab_size)
+    gpt = on_meta(model, vocab_size)
+    cfg = gpt.config
+    padding = (
+        (cfg.padded_vocab_size - _rows(model, vocab_size))
+        * cfg.n_embd
+        * (1 if model.tie_embeddings else 2)
+    )
+    total = sum(p.numel() for p in gpt.parameters())
+    idle, products = 0, gpt.lm_head.weight.numel()
+    for block in gpt.transformer.h:
+        if isinstance(block.mlp, MoE):
+            experts = block.mlp.gate_up_EJC.numel() + block.mlp.down_ECI.numel()
+            idle_here = experts - experts * cfg.n_expert_per_token // cfg.n_expert
+            idle += idle_here
+            products -= idle_here
+        products += sum(p.numel() for p in block.parameters() if p.dim() > 1)
+    return Count(
+        total - padding,
+        total - padding - idle,
+        padding,
+        products,
+        cfg.n_layer,
+        cfg.n_head * cfg.head_size,
+    )
+
+
+# --- dense twins ------------------------------------------------------------------------------------------------------
+
+
+def resolved(model: Model, vocab_size: int) -> Model:
+    """The model to build: itself, or the dense model with as many active or total parameters as `twin` asks for."""
+    if model.twin == "none":
+        return model
+    plain = model.model_copy(update={"twin": "none"})
+    if not model.n_expert:
+        return plain
+    target = getattr(count(plain, vocab_size), model.twin)
+
+    def dense(width: int) -> Model:
+        return plain.model_copy(
+            update={"n_expert": 0, "n_expert_per_token": 0, "intermediate_size": width}
+        )
+
+    narrow = count(dense(1), vocab_size).total
+    per_width = count(dense(2), vocab_size).total - narrow
+    ideal = 1 + (target - narrow) / per_width
+    for width in (
+        8 * round(ideal / 8),
+        round(ideal),
+    ):  # whole rows of 16 bytes where that is close enough
+        if width > 0 and abs(width - ideal) * per_width <= 0.0025 * target:
+            return dense(width)
+    return dense(max(1, round(ideal)))
+
+
+def _rows(model: Model, vocab_size: int) -> int:
+    if model.vocab_size is not None and model.vocab_size < vocab_size:
+        raise UserError(
+            f"model.vocab_size = {model.vocab_size}, but the tokenizer has {vocab_size} tokens; "
+            "set it to at least that, or to null"
+        )
+    return model.vocab_size or vocab_size

@@ -1,0 +1,280 @@
+"""The experts' products, for each kind of device: one call, `experts`, on visits sorted by expert.
+
+CPU: a loop over experts whose slices stay in cache, in one operator with a backward of its own.
+Hopper and Blackwell, bfloat16: grouped GEMM. Anything else: blocks of visits, each with a copy of its expert's weights (batched GEMM).
+The last two never wait for the device: where an expert's slice ends is known there alone.
+
+Legend: see pipeline/model/moe.py; besides, b blocks of m visits.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def experts(
+    x_NC: Tensor,
+    weight_NK: Tensor,
+    order_S: Tensor,
+    end_E: Tensor,
+    gate_up_EJC: Tensor,
+    down_ECI: Tensor,
+) -> Tensor:
+    """Σ_k weight[n, k] · down_e(silu(gate_e(x_n)) · up_e(x_n)) with e the expert of visit (n, k): [N, C].
+
+    All tensors but `order_S` (int64) and `end_E` (int32) have one dtype; differentiable in the other four.
+    """
+    n_per_token = weight_NK.size(1)
+    token_S = order_S // n_per_token
+    place_NK = torch.empty_like(order_S).scatter_(
+        0, order_S, torch.arange(order_S.size(0), device=order_S.device)
+    )
+    place_NK = place_NK.view(-1, n_per_token)
+    if x_NC.device.type == "cpu":
+        return _experts_cpu(
+            x_NC, weight_NK, token_S, place_NK, end_E, gate_up_EJC, down_ECI
+        )[0]
+    x_SC = _Spread.apply(x_NC, token_S, place_NK)
+    weight_S1 = weight_NK.reshape(-1, 1)[order_S]
+    products = _grouped if _has_grouped_mm(x_NC, down_ECI) else _blocked
+    y_SC = products(x_SC, weight_S1, end_E, gate_up_EJC, down_ECI)
+    return _Gather.apply(y_SC, token_S, place_NK)
+
+
+# --- moving rows: each function's backward is the other's forward, so that neither ever adds by index -----------------
+
+
+class _Spread(torch.autograd.Function):
+    """x_NC to x_SC: a copy of a token's row for each of its visits."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NC: Tensor, token_S: Tensor, place_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(token_S, place_NK)
+        return x_NC[token_S]
+
+    @staticmethod
+    def backward(ctx: Any, grad_SC: Tensor) -> tuple[Tensor, None, None]:
+        return grad_SC[ctx.saved_tensors[1]].sum(1), None, None
+
+
+class _Gather(torch.autograd.Function):
+    """y_SC to y_NC: the sum of a token's visits."""
+
+    @staticmethod
+    def forward(ctx: Any, y_SC: Tensor, token_S: Tensor, place_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(token_S, place_NK)
+        return y_SC[place_NK].sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NC: Tensor) -> tuple[Tensor, None, None]:
+        return grad_NC[ctx.saved_tensors[0]], None, None
+
+
+# --- CUDA -------------------------------------------------------------------------------------------------------------
+
+
+def _has_grouped_mm(x: Tensor, down_ECI: Tensor) -> bool:
+    aligned = (
+        down_ECI.size(1) % 8 == 0 and down_ECI.size(2) % 8 == 0
+    )  # rows of 16 bytes
+    return (
+        x.device.type == "cuda"
+        and x.dtype == torch.bfloat16
+        and aligned
+        and torch.cuda.get_device_capability(x.device)[0]
+        in (9, 10)  # elsewhere torch loops, with a wait per call
+    )
+
+
+def _grouped(
+    x_SC: Tensor,
+    weight_S1: Tensor,
+    end_E: Tensor,
+    gate_up_EJC: Tensor,
+    down_ECI: Tensor,
+) -> Tensor:
+    h_SJ = F.grouped_mm(x_SC, gate_up_EJC.mT, offs=end_E)
+    return F.grouped_mm(_swiglu(h_SJ) * weight_S1, down_ECI.mT, offs=end_E)
+
+
+def _swiglu(h_J: Tensor) -> Tensor:
+    gate, up = h_J.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def _blocked(
+    x_SC: Tensor,
+    weight_S1: Tensor,
+    end_E: Tensor,
+    gate_up_EJC: Tensor,
+    down_ECI: Tensor,
+) -> Tensor:
+    """Each expert's slice is padded to whole blocks; their number has a bound that depends on shapes alone."""
+    n_visits, n_expert = x_SC.size(0), end_E.size(0)
+    block = max(
+        16, -(-n_visits // (64 * n_expert)) * 16
+    )  # a quarter of an even load: padding adds an eighth or so
+    n_blocks = -(-n_visits // block) + n_expert
+    count_E = end_E.diff(prepend=end_E.new_zeros(1))
+    last_block_E = ((count_E + block - 1) // block).cumsum(0)
+    expert_b = torch.searchsorted(
+        last_block_E, torch.arange(n_blocks, device=x_SC.device), right=True
+    )
+    expert_b = expert_b.clamp(
+        max=n_expert - 1
+    )  # blocks past the last expert's hold nothing
+    shift_E = (last_block_E - (count_E + block - 1) // block) * block - (
+        end_E - count_E
+    )
+    visit_S = torch.arange(n_visits, device=x_SC.device)
+    expert_S = torch.searchsorted(end_E, visit_S, right=True, out_int32=True)
+    row_S = visit_S + shift_E[expert_S]
+    x_bmC = (
+        x_SC.new_zeros(n_blocks * block, x_SC.size(1))
+        .index_copy(0, row_S, x_SC)
+        .view(n_blocks, block, -1)
+    )
+    h_bmJ = torch.bmm(x_bmC, gate_up_EJC[expert_b].mT)
+    y_bmC = torch.bmm(_swiglu(h_bmJ), down_ECI[expert_b].mT)
+    return y_bmC.flatten(0, 1)[row_S] * weight_S1
+
+
+# --- CPU --------------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("moe::experts", mutates_args=(), device_types="cpu")
+def _experts_cpu(
+    x_NC: Tensor,
+    weight_NK: Tensor,
+    token_S: Tensor,
+    place_NK: Tensor,
+    end_E: Tensor,
+    gate_up_EJC: Tensor,
+    down_ECI: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y_NC and, for backward, the hidden h_SJ and each visit's y_SC."""
+    n_visits, width = token_S.size(0), down_ECI.size(2)
+    h_SJ = x_NC.new_empty(n_visits, 2 * width)
+    y_SC = x_NC.new_empty(n_visits, x_NC.size(1))
+    for e, begin, end in _slices(end_E):
+        h_MJ = h_SJ[begin:end]
+        torch.mm(x_NC.index_select(0, token_S[begin:end]), gate_up_EJC[e].T, out=h_MJ)
+        torch.mm(
+            F.silu(h_MJ[:, :width]).mul_(h_MJ[:, width:]),
+            down_ECI[e].T,
+            out=y_SC[begin:end],
+        )
+    y_NC = torch.bmm(weight_NK[:, None], y_SC[place_NK])[:, 0]
+    return y_NC, h_SJ, y_SC
+
+
+@_experts_cpu.register_fake
+def _(
+    x_NC: Tensor,
+    weight_NK: Tensor,
+    token_S: Tensor,
+    place_NK: Tensor,
+    end_E: Tensor,
+    gate_up_EJC: Tensor,
+    down_ECI: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n_visits = token_S.size(0)
+    return (
+        torch.empty_like(x_NC),
+        x_NC.new_empty(n_visits, gate_up_EJC.size(1)),
+        x_NC.new_empty(n_visits, x_NC.size(1)),
+    )
+
+
+@torch.library.custom_op("moe::experts_backward", mutates_args=(), device_types="cpu")
+def _experts_cpu_backward(
+    grad_NC: Tensor,
+    x_NC: Tensor,
+    weight_NK: Tensor,
+    token_S: Tensor,
+    place_NK: Tensor,
+    end_E: Tensor,
+    gate_up_EJC: Tensor,
+    down_ECI: Tensor,
+    h_SJ: Tensor,
+    y_SC: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x_NC, weight_NK, gate_up_EJC and down_ECI."""
+    width = down_ECI.size(2)
+    weight_S1 = torch.empty_like(weight_NK).view(-1)
+    weight_S1 = weight_S1.scatter_(0, place_NK.flatten(), weight_NK.flatten())[:, None]
+    grad_weight_S = torch.empty_like(weight_S1[:, 0])
+    grad_x_SC = torch.empty_like(y_SC)
+    grad_gate_up_EJC, grad_down_ECI = (
+        torch.zeros_like(gate_up_EJC),
+        torch.zeros_like(down_ECI),
+    )
+    for e, begin, end in _slices(end_E):
+        token_M = token_S[begin:end]
+        grad_MC = grad_NC.index_select(0, token_M)
+        torch.sum(grad_MC * y_SC[begin:end], 1, out=grad_weight_S[begin:end])
+        grad_MC *= weight_S1[begin:end]
+        gate_MI, up_MI = h_SJ[begin:end, :width], h_SJ[begin:end, width:]
+        silu_MI = F.silu(gate_MI)
+        torch.mm(grad_MC.T, silu_MI * up_MI, out=grad_down_ECI[e])
+        grad_MI = grad_MC @ down_ECI[e]
+        grad_h_MJ = h_SJ.new_empty(end - begin, 2 * width)
+        torch.ops.aten.silu_backward(
+            grad_MI * up_MI, gate_MI, grad_input=grad_h_MJ[:, :width]
+        )
+        torch.mul(grad_MI, silu_MI, out=grad_h_MJ[:, width:])
+        torch.mm(grad_h_MJ.T, x_NC.index_select(0, token_M), out=grad_gate_up_EJC[e])
+        torch.mm(grad_h_MJ, gate_up_EJC[e], out=grad_x_SC[begin:end])
+    return (
+        grad_x_SC[place_NK].sum(1),
+        grad_weight_S[place_NK],
+        grad_gate_up_EJC,
+        grad_down_ECI,
+    )
+
+
+@_experts_cpu_backward.register_fake
+def _(
+    grad_NC: Tensor,
+    x_NC: Tensor,
+    weight_NK: Tensor,
+    token_S: Tensor,
+    place_NK: Tensor,
+    end_E: Tensor,
+    gate_up_EJC: Tensor,
+    down_ECI: Tensor,
+    h_SJ: Tensor,
+    y_SC: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(x_NC),
+        torch.empty_like(weight_NK),
+        torch.empty_like(gate_up_EJC),
+        torch.empty_like(down_ECI),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output[1:])
+
+
+def _backward(ctx: Any, grad_NC: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    grad_x, grad_weight, grad_gate_up, grad_down = _experts_cpu_backward(
+        grad_NC.contiguous(), *ctx.saved_tensors
+    )
+    return grad_x, grad_weight, None, None, None, grad_gate_up, grad_down
+
+
+_experts_cpu.register_autograd(_backward, setup_context=_keep)
+
+
+def _slices(end_E: Tensor) -> list[tuple[int, int, int]]:
+    """(expert, begin, end) of each expert that has visits."""
+    ends = end_E.tolist()
+    return [
+        (e, begin, end)
+        for e, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))
+        if end > begin
+    ]

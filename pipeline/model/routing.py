@@ -1,0 +1,184 @@
+"""Which experts a token visits, and what there is to know about it: the router and its statistics.
+
+    model(idx_BT); layers = routing(model)       # after a training forward: a Routing of each MoE layer
+    totals.add(layers); totals.read()            # over many forwards: a RoutingStats of each MoE layer
+
+Legend: N tokens, C embedding, E experts, K experts of a token, L MoE layers.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Routing(NamedTuple):
+    """What one layer's router did in one forward; tensors on the device, so that reading them costs no wait.
+
+    `probability_E` and `z` carry gradients to the router; they are what the auxiliary losses are made of.
+    """
+
+    count_E: Tensor  # tokens that visited each expert, int64
+    probability_E: Tensor  # mean over the tokens of the router's distribution
+    z: Tensor  # mean over the tokens of logsumexp(logits)^2
+    entropy: Tensor  # mean entropy of a token's distribution, nats
+    confidence: Tensor  # mean probability of the likeliest expert
+
+
+class Router(nn.Module):
+    """Scores the experts for each token, in float32 whatever the model's precision.
+
+    softmax: the K largest of a softmax, as in Mixtral (normalized) and Qwen3-MoE (either).
+    sigmoid: independent scores, chosen by score + bias, weighted by score alone (DeepSeek-V3, arXiv 2412.19437
+    section 2.1.2). `balance` moves the bias between steps. Parameter names are those of litgpt's routers.
+    """
+
+    def __init__(
+        self,
+        n_embd: int,
+        n_expert: int,
+        n_expert_per_token: int,
+        kind: str,
+        normalize: bool,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_expert, n_embd))
+        nn.init.normal_(self.weight, std=0.02)
+        self.n_expert_per_token = n_expert_per_token
+        self.normalize = normalize
+        self.kind = kind
+        if kind == "sigmoid":
+            self.register_buffer(
+                "e_score_correction_bias", torch.zeros(n_expert, dtype=torch.float32)
+            )
+
+    def forward(self, x_NC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the chosen experts' weights [N, K] and indices [N, K], the logits [N, E] and distribution [N, E]."""
+        with torch.autocast(x_NC.device.type, enabled=False):
+            logits_NE = F.linear(x_NC.float(), self.weight.float())
+            if self.kind == "sigmoid":
+                score_NE = logits_NE.sigmoid()
+                index_NK = (
+                    (score_NE.detach() + self.e_score_correction_bias)
+                    .topk(self.n_expert_per_token, -1)
+                    .indices
+                )
+                probability_NE = score_NE / (score_NE.sum(-1, keepdim=True) + 1e-20)
+            else:
+                index_NK = logits_NE.topk(self.n_expert_per_token, -1).indices
+                probability_NE = score_NE = logits_NE.softmax(-1)
+            weight_NK = score_NE.gather(-1, index_NK)
+            if self.normalize:
+                weight_NK = weight_NK / (weight_NK.sum(-1, keepdim=True) + 1e-20)
+        return weight_NK, index_NK, logits_NE, probability_NE
+
+    @torch.no_grad()
+    def balance(self, count_E: Tensor, rate: float) -> None:
+        """Move the bias by `rate` up for experts with less than the mean load, down for those with more.
+
+        `count_E`: tokens that each expert saw in the last global batch (arXiv 2408.15664, algorithm 1).
+        """
+        count_E = count_E.float()
+        self.e_score_correction_bias += rate * torch.sign(count_E.mean() - count_E)
+
+
+def observe(count_E: Tensor, logits_NE: Tensor, probability_NE: Tensor) -> Routing:
+    """Sum up one forward of one router."""
+    with torch.no_grad():
+        entropy = -torch.special.xlogy(probability_NE, probability_NE).sum(-1).mean()
+        confidence = probability_NE.amax(-1).mean()
+    z = logits_NE.logsumexp(-1).square().mean()
+    return Routing(count_E, probability_NE.mean(0), z, entropy, confidence)
+
+
+def routing(model: nn.Module) -> list[Routing]:
+    """Of each MoE layer, in order, what its router did in the last forward in training mode (or while `watched`).
+
+    Read it right after the forward: activation checkpointing runs forwards again during backward.
+    """
+    return [
+        m.routing for m in model.modules() if getattr(m, "routing", None) is not None
+    ]
+
+
+@dataclass(frozen=True)
+class RoutingStats:
+    """One layer's routing over some steps, as numbers."""
+
+    tokens_per_expert: list[int]
+    load_entropy: (
+        float  # entropy of the load over log(E): 1 is even, 0 is one expert for all
+    )
+    max_violation: (
+        float  # largest load / mean load - 1 (MaxVio of arXiv 2408.15664); 0 is even
+    )
+    dead_experts: int  # experts that saw no token
+    probability: list[float]  # mean of the router's distribution
+    router_entropy: float  # mean entropy of a token's distribution over log(E)
+    confidence: float  # mean probability of the likeliest expert
+
+
+class RoutingTotals:
+    """Adds up routing over forwards on the device; `read` is the only wait."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._forwards = 0
+        self._count_LE: Tensor | None = None
+        self._mean_LX: Tensor | None = (
+            None  # probability, entropy and confidence side by side
+        )
+
+    @torch.no_grad()
+    def add(self, layers: list[Routing]) -> None:
+        if not layers:
+            return
+        count_LE = torch.stack([layer.count_E for layer in layers])
+        mean_LX = torch.stack(
+            [
+                torch.cat([r.probability_E, r.entropy[None], r.confidence[None]])
+                for r in layers
+            ]
+        )
+        self._count_LE = (
+            count_LE if self._count_LE is None else self._count_LE + count_LE
+        )
+        self._mean_LX = mean_LX if self._mean_LX is None else self._mean_LX + mean_LX
+        self._forwards += 1
+
+    def read(self) -> list[RoutingStats]:
+        """Statistics of each MoE layer since the last reset, over all ranks (so every rank must call it)."""
+        if self._count_LE is None or self._mean_LX is None:
+            return []
+        count_LE, mean_LX = self._count_LE.clone(), self._mean_LX / self._forwards
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(count_LE)
+            torch.distributed.all_reduce(mean_LX)
+            mean_LX /= torch.distributed.get_world_size()
+        return [
+            _stats(count, mean)
+            for count, mean in zip(count_LE.tolist(), mean_LX.tolist(), strict=True)
+        ]
+
+
+def _stats(count: list[int], mean: list[float]) -> RoutingStats:
+    *probability, entropy, confidence = mean
+    n_expert, total = len(count), max(1, sum(count))
+    even = math.log(n_expert) if n_expert > 1 else 1.0
+    load = [c / total for c in count]
+    return RoutingStats(
+        tokens_per_expert=count,
+        load_entropy=-sum(f * math.log(f) for f in load if f) / even
+        if n_expert > 1
+        else 1.0,
+        max_violation=max(load) * n_expert - 1,
+        dead_experts=count.count(0),
+        probability=probability,
+        router_entropy=entropy / even if n_expert > 1 else 1.0,
+        confidence=confidence,
+    )
