@@ -1,0 +1,335 @@
+"""The token set: every document followed by the end marker, in litdata chunks of one size; written and read here.
+
+    report = write(params.tokenizer, Path("data/tokenizer"), Path("data/clean"), Path("data/tokens"))
+    store = TokenStore(Path("data/tokens/train")); store.read(0, 257)
+
+`litgpt.data.LitData` and `StreamingDataset(item_loader=TokensLoader(...))` read the folders as they stand. The same
+documents give the same files, byte for byte, on any number of threads.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from litdata.constants import _NUMPY_DTYPES_MAPPING, _TORCH_DTYPES_MAPPING
+from litdata.streaming.item_loader import TokensLoader
+from litdata.streaming.writer import BinaryWriter
+from tokenizers import Tokenizer
+
+from pipeline import console, params
+from pipeline.corpus import tokenizer as vocabulary
+from pipeline.errors import UserError
+
+_BATCH_CHARS = 1_000_000  # encoded at a time
+_PIECE_CHARS = 500_000  # a longer document is encoded in pieces
+_IN_FLIGHT = 3  # batches: one is written while two are encoded
+_DOCUMENTS = "documents.i64"  # beside the chunks; litdata looks only at what index.json lists
+_SHOWN = 20  # most and least used tokens in the report
+
+_EMPTY = {
+    "train": "see reports/clean.json for what was dropped",
+    "val": "give more documents, or raise clean.val_fraction",
+}
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write(params: params.Tokenizer, tokenizer: Path, clean: Path, into: Path) -> dict[str, Any]:
+    """Tokenize data/clean/{train,val} with the tokenizer in a folder into `into`/{train,val}; return the report.
+
+    Tokens are uint16 where the vocabulary allows, else int32. Memory does not grow with the corpus. Raises UserError
+    if a split holds no documents.
+    """
+    encoder, end = vocabulary.load(tokenizer), vocabulary.end_id(tokenizer)
+    n_vocab = vocabulary.vocab_size(tokenizer)
+    dtype = np.dtype(np.uint16 if n_vocab <= 2**16 else np.int32)
+    report: dict[str, Any] = {"vocab_size": n_vocab, "dtype": dtype.name}
+    for split in ("train", "val"):
+        tally = _Tally(n_vocab)
+        with _Writer(into / split, params.chunk_tokens, dtype) as writer:
+            with console.progress(f"tokenizing {split}", None, "bytes") as advance:
+                for batch in _encoded(encoder, end, clean / split):
+                    tally.add(batch)
+                    writer.add(batch.ids, batch.ends)
+                    advance(batch.n_bytes)
+            if not tally.documents:
+                raise UserError(f"{clean / split} holds no documents; {_EMPTY[split]}")
+        report[split] = tally.report(encoder)
+    return report
+
+
+@dataclass(frozen=True)
+class _Batch:
+    ids: np.ndarray  # int64: tokens of documents, an end marker after each
+    ends: np.ndarray  # int64: where in `ids` a document is over, just past its marker
+    n_bytes: int
+    n_characters: int
+    n_words: int
+
+
+def _encoded(encoder: Tokenizer, end: int, split: Path) -> Iterator[_Batch]:
+    """Encode the documents of a split in their order, on all cores.
+
+    `encode_batch_fast` spreads a batch over threads and lets go of the interpreter meanwhile; a second batch under
+    way keeps the cores busy while the last documents of the first are finished and its result is taken over.
+    """
+    pending: deque[Future[_Batch]] = deque()
+    with ThreadPoolExecutor(_IN_FLIGHT - 1) as pool:
+        for pieces in _batches(split):
+            pending.append(pool.submit(_encode, encoder, end, pieces))
+            if len(pending) == _IN_FLIGHT:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _batches(split: Path) -> Iterator[list[tuple[str, bool]]]:
+    """Pieces of documents, with whether the document ends there, about as many bytes at a time."""
+    batch: list[tuple[str, bool]] = []
+    size = 0
+    for documents in vocabulary.texts(split):
+        for document in documents:
+            for piece, last in _pieces(document):
+                batch.append((piece, last))
+                size += len(piece)
+                if size >= _BATCH_CHARS:
+                    yield batch
+                    batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _pieces(document: str) -> Iterator[tuple[str, bool]]:
+    """Cut a long document after a line, else before a space, else anywhere: memory and one thread bound its length.
+
+    Words do not cross a line's end, so that cut leaves the tokens as they are; the others cost a token at most.
+    """
+    start = 0
+    while len(document) - start > _PIECE_CHARS:
+        stop = start + _PIECE_CHARS
+        cut = document.rfind("\n", start + 1, stop)
+        while cut > start and document[cut + 1].isspace():
+            cut = document.rfind("\n", start + 1, cut)
+        cut = cut + 1 if cut > start else document.rfind(" ", start + 1, stop)
+        cut = cut if cut > start else stop
+        yield document[start:cut], False
+        start = cut
+    yield document[start:], True
+
+
+def _encode(encoder: Tokenizer, end: int, pieces: list[tuple[str, bool]]) -> _Batch:
+    texts = [text for text, _ in pieces]
+    ids: list[int] = []
+    ends = []
+    for encoding, (_, last) in zip(encoder.encode_batch_fast(texts, add_special_tokens=False), pieces, strict=True):
+        ids += encoding.ids
+        if last:
+            ids.append(end)
+            ends.append(len(ids))
+    joined = "\n".join(texts).encode()
+    return _Batch(
+        ids=np.array(ids, dtype=np.int64),
+        ends=np.array(ends, dtype=np.int64),
+        n_bytes=len(joined) - (len(texts) - 1),
+        n_characters=sum(map(len, texts)),
+        n_words=_count_words(joined),
+    )
+
+
+def _count_words(text: bytes) -> int:
+    """Runs of bytes between ASCII white space."""
+    blank = np.frombuffer(text, dtype=np.uint8) <= 0x20
+    return int(np.count_nonzero(blank[:-1] & ~blank[1:])) + int(len(blank) > 0 and not blank[0])
+
+
+class _Writer:
+    """Chunks of `chunk_tokens` tokens (the last one shorter), index.json, and where documents start.
+
+    A chunk is one litdata item, so its tokens lie in one run; documents go on from chunk to chunk.
+    """
+
+    def __init__(self, folder: Path, chunk_tokens: int, dtype: np.dtype) -> None:
+        self._folder, self._chunk_tokens = folder, chunk_tokens
+        self._litdata = BinaryWriter(str(folder), chunk_size=chunk_tokens, item_loader=TokensLoader())
+        self._buffer = np.empty(chunk_tokens, dtype=dtype)
+        self._filled = self._chunks = self._n_tokens = 0
+        self._digest = hashlib.sha256()
+        self._starts = (folder / _DOCUMENTS).open("wb")
+        self._starts.write(np.int64(0).tobytes())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._starts.close()
+        if kind is None:
+            self._flush()
+            self._litdata.done()
+            self._litdata.merge()
+            self._settle_index()
+
+    def add(self, ids: np.ndarray, ends: np.ndarray) -> None:
+        self._starts.write((ends + self._n_tokens).astype("<i8").tobytes())
+        self._n_tokens += len(ids)
+        while len(ids):
+            taken = ids[: self._chunk_tokens - self._filled]
+            self._buffer[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            ids = ids[len(taken) :]
+            if self._filled == self._chunk_tokens:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._filled:
+            chunk = self._buffer[: self._filled].copy()  # litdata keeps it until the next one comes
+            self._digest.update(chunk.tobytes())
+            self._litdata[self._chunks] = chunk
+            self._chunks += 1
+            self._filled = 0
+
+    def _settle_index(self) -> None:
+        """Put a digest of the tokens where litdata puts the time: it names litdata's cache of a remote set, so it must
+        change when the tokens do and, for equal files from equal input, only then."""
+        path = self._folder / "index.json"
+        index = json.loads(path.read_text(encoding="utf-8"))
+        index["updated_at"] = self._digest.hexdigest()
+        path.write_text(json.dumps(index, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+
+
+class _Tally:
+    """What the report says of a split."""
+
+    def __init__(self, n_vocab: int) -> None:
+        self.documents = 0
+        self._bytes = self._characters = self._words = 0
+        self._counts = np.zeros(n_vocab, dtype=np.int64)
+
+    def add(self, batch: _Batch) -> None:
+        self.documents += len(batch.ends)
+        self._bytes += batch.n_bytes
+        self._characters += batch.n_characters
+        self._words += batch.n_words
+        self._counts += np.bincount(batch.ids, minlength=len(self._counts))
+
+    def report(self, encoder: Tokenizer) -> dict[str, Any]:
+        n_tokens = int(self._counts.sum())
+        of_text = n_tokens - self.documents  # without the end markers
+        byte_of = vocabulary.token_bytes(encoder)
+        foreign = [token_id for token_id, byte in byte_of.items() if byte >= b"\x80"]
+        unknown = encoder.token_to_id(getattr(encoder.model, "unk_token", None) or "")
+        order = np.argsort(-self._counts, kind="stable")
+        used = order[self._counts[order] > 0]
+        return {
+            "documents": self.documents,
+            "bytes": self._bytes,
+            "characters": self._characters,
+            "words": self._words,
+            "tokens": n_tokens,
+            "bytes_per_token": self._bytes / max(of_text, 1),
+            "characters_per_token": self._characters / max(of_text, 1),
+            "tokens_per_word": of_text / max(self._words, 1),
+            "unknown_share": float(self._counts[unknown]) / n_tokens if unknown is not None else 0.0,
+            "fallback_share": float(self._counts[foreign].sum()) / n_tokens,
+            "vocabulary_used": len(used),
+            "most_used": [self._shown(encoder, i) for i in used[:_SHOWN]],
+            "least_used": [self._shown(encoder, i) for i in used[::-1][:_SHOWN]],
+        }
+
+    def _shown(self, encoder: Tokenizer, token_id: int) -> dict[str, Any]:
+        token = encoder.decode([int(token_id)], skip_special_tokens=False)
+        return {"id": int(token_id), "token": token, "count": int(self._counts[token_id])}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class TokenStore:
+    """A folder of token chunks as one long sequence, memory-mapped and read-only.
+
+    Reads what `write` made, and any other litdata token set (uncompressed, items of one dimension). May be pickled,
+    e.g. to workers of a DataLoader: the maps are opened again there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+            chunks, layout = index["chunks"], index["config"]
+            self.dtype = _numpy_dtype(layout["data_format"][0])
+        except FileNotFoundError:
+            raise UserError(f"{folder} holds no tokens (no index.json); run: dvc repro tokenize") from None
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise UserError(f"{folder / 'index.json'} is not the index of a token set: {error!r}") from None
+        if layout.get("compression") or layout.get("encryption"):
+            raise UserError(f"{folder} is compressed or encrypted; write it again without")
+        self._files: list[tuple[Path, int]] = []  # each chunk and where in it the tokens begin
+        self._starts = [0]  # first token of each chunk, and the number of all
+        for chunk in chunks:
+            path, header = folder / chunk["filename"], 4 * (chunk["chunk_size"] + 2)
+            expected = header + chunk["dim"] * self.dtype.itemsize
+            found = path.stat().st_size if path.is_file() else 0
+            if found != expected:
+                raise UserError(f"{path}: {found:,} bytes where index.json has {expected:,}; run: dvc repro tokenize")
+            self._files.append((path, header))
+            self._starts.append(self._starts[-1] + chunk["dim"])
+        self.n_tokens = self._starts[-1]
+        self._maps: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.n_tokens
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start to stop (exclusive) as int64 [stop - start], across chunks where need be.
+
+        Raises IndexError unless 0 <= start <= stop <= n_tokens.
+        """
+        if not 0 <= start <= stop <= self.n_tokens:
+            raise IndexError(f"tokens {start} to {stop} of {self.n_tokens}")
+        tokens = np.empty(stop - start, dtype=np.int64)
+        chunk, at = bisect_right(self._starts, start) - 1, start
+        while at < stop:
+            until = min(stop, self._starts[chunk + 1])
+            offset = self._starts[chunk]
+            tokens[at - start : until - start] = self._chunk(chunk)[at - offset : until - offset]
+            chunk, at = chunk + 1, until
+        return tokens
+
+    def _chunk(self, i: int) -> np.ndarray:
+        mapped = self._maps.get(i)
+        if mapped is None:
+            path, header = self._files[i]
+            mapped = self._maps[i] = np.memmap(path, dtype=self.dtype, mode="r", offset=header)
+        return mapped
+
+
+def documents(folder: Path) -> np.ndarray:
+    """Where the documents of data/tokens/{train,val} start: int64 [documents + 1], memory-mapped.
+
+    Document i is tokens [offsets[i], offsets[i + 1]), its end marker included; the order is that of data/clean.
+    """
+    path = folder / _DOCUMENTS
+    try:
+        return np.memmap(path, dtype="<i8", mode="r")
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{path} is not there or damaged; run: dvc repro tokenize") from None
+
+
+def _numpy_dtype(data_format: str) -> np.dtype:
+    """litdata's name of a token type, e.g. "no_header_numpy:5", through its own tables."""
+    kind, number = data_format.split(":")
+    if kind == "no_header_numpy":
+        return np.dtype(_NUMPY_DTYPES_MAPPING[int(number)])
+    if kind == "no_header_tensor":
+        return np.dtype(str(_TORCH_DTYPES_MAPPING[int(number)]).removeprefix("torch."))
+    raise ValueError(f"data_format {data_format}")

@@ -1,0 +1,30 @@
+"""Stage tokenize: data/clean → data/tokenizer, data/tokens. Run as `python -m stages.tokenize` from the root."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.files import written_whole
+from pipeline.stage import CLEAN, TOKENIZER, TOKENS, stage
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    params: Annotated[Path, typer.Option(help="Parameters of the run.")] = Path("params.yaml"),
+) -> None:
+    """Build the tokenizer and write train and val as tokens."""
+    with stage("tokenize", params) as job:
+        from pipeline.corpus import tokenizer, tokens
+
+        with written_whole(TOKENIZER) as vocabulary, written_whole(TOKENS) as written:
+            report = {"tokenizer": tokenizer.build(job.params.tokenizer, CLEAN, vocabulary)}
+            report |= tokens.write(job.params.tokenizer, vocabulary, CLEAN, written)
+        summary = f"{report['train']['tokens']:,} tokens to train on, {report['val']['tokens']:,} for validation"
+        job.finish(report, wrote=[TOKENIZER, TOKENS], summary=summary)
+
+
+if __name__ == "__main__":
+    app()
