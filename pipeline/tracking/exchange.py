@@ -1,0 +1,244 @@
+"""The commands: `moe mirror` (what dvc.lock says, to W&B) and `moe fetch` (an artifact, back as a stage's output)."""
+
+import base64
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import console, hashing
+from pipeline.errors import UserError
+from pipeline.files import written_whole
+from pipeline.tracking import artifacts, server
+from pipeline.tracking.artifacts import ARTIFACTS, Artifact, Content
+from pipeline.tracking.runs import open_run
+
+
+@dataclass(frozen=True)
+class Source:
+    """A fetched artifact version: the folder, `entity/project/name:v3`, its content hash and its metadata."""
+
+    path: Path
+    name: str
+    content_hash: str
+    metadata: dict[str, Any]
+
+
+def mirror(stage: str | None = None, dry_run: bool = False) -> None:
+    """Bring what dvc.lock says to W&B: versions that it lacks, aliases, lineage, `best`. Recomputes nothing.
+
+    Prints a line for each artifact. Raises UserError where W&B cannot be reached or does not confirm an upload;
+    what was confirmed stays, so that repeating the command completes it.
+    """
+    stages = list(dict.fromkeys(artifact.stage for artifact in ARTIFACTS))
+    if stage is not None and stage not in stages:
+        raise UserError(f"mirror: no stage {stage!r} writes an artifact; there are {', '.join(stages)}")
+    api = server.api()
+    if not os.environ.get("WANDB_PROJECT"):
+        raise UserError("W&B: WANDB_PROJECT not set: export the project to mirror to")
+    for name in stages if stage is None else [stage]:
+        with _faults_in_words():
+            _mirror_stage(api, name, dry_run)
+    if not dry_run and stage in (None, "evaluate"):
+        with _faults_in_words():
+            best = artifacts.rank(api)
+            if best:
+                console.say(f"mirror: best is {best}")
+
+
+def fetch(artifact: str) -> None:
+    """Put an artifact (`[entity/project/]name:alias`) in place as its stage's output, so that `dvc repro` goes on there.
+
+    Every file is checked against the artifact's manifest, then the whole against DVC's hash, and only then are
+    outputs replaced. dvc.lock then says that the stage has run with the dependencies that are here now; where some
+    are missing the stage is frozen too. Prints what was done. Raises UserError for a wrong name, a wrong hash, or
+    where W&B cannot be reached.
+    """
+    version = _version(artifact)
+    row = next((a for a in ARTIFACTS if (a.name, a.type) == (version.name.split(":")[0], version.type)), None)
+    md5 = version.metadata.get("dvc_md5")
+    if row is None or not md5:
+        raise UserError(f"{version.qualified_name} is not an output of this pipeline: `wandb artifact get` fetches it")
+    target = Path(row.path)
+    aside = target.with_name(f".{target.name}.fetch")
+    try:
+        _download(version, aside)
+        for output, expected in md5.items():
+            found = hashing.tree_md5(aside / Path(output).relative_to(row.path))
+            if found != expected:
+                raise UserError(f"{version.qualified_name}: {output} has the hash {found}, DVC had {expected}")
+        for output in md5:
+            with written_whole(output) as partial:
+                os.replace(aside / Path(output).relative_to(row.path), partial)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    console.say(f"fetch: {', '.join(md5)} from {version.qualified_name}: every hash is right")
+    _accept(row)
+
+
+def source_artifact(artifact: str, into: Path) -> Source:
+    """Fetch a dataset artifact (`entity/project/name:alias`) into the folder `into`, checked digest by digest.
+
+    A live run of this process is recorded as reading it. Raises UserError as `fetch` does.
+    """
+    version = _version(artifact)
+    with written_whole(into) as partial:
+        _download(version, partial)
+        content_hash = hashing.content_hash(partial)
+    import wandb
+
+    if wandb.run is not None and not wandb.run.offline:
+        wandb.run.use_artifact(version)
+    return Source(into, version.qualified_name, content_hash, dict(version.metadata))
+
+
+def _mirror_stage(api: Any, stage: str, dry_run: bool) -> None:
+    lock = artifacts.locked(stage)
+    here = [content for row in artifacts.of_stage(stage) if (content := _as_locked(row, lock)) is not None]
+    lacking = [content for content in here if artifacts.find(api, content) is None]
+    for content in lacking:
+        what = f"{content.artifact.name} ({content.alias}, {len(content.files)} files, {console.size(content.bytes)})"
+        console.say(f"mirror: {'would upload' if dry_run else 'uploading'} {what}")
+    if dry_run:
+        for content in here:
+            if content not in lacking:
+                console.say(f"mirror: {content.artifact.name} ({content.alias}) is there")
+        return
+    if lacking:
+        _upload(stage, lacking, lock["params"])
+    for content in here:
+        version = artifacts.find(api, content)
+        if version is None:
+            raise UserError(f"mirror: W&B does not confirm {content.artifact.name} ({content.alias}); try again")
+        missing = [alias for alias in artifacts.aliases(content) if alias not in version.aliases]
+        if missing:
+            version.aliases.extend(missing)
+            version.save()
+        _complete_lineage(api, version, stage)
+        state = "uploaded" if content in lacking else "is there"
+        console.say(f"mirror: {content.artifact.name} {state} as {version.name} ({content.alias})")
+
+
+def _as_locked(row: Artifact, lock: dict[str, Any]) -> Content | None:
+    """What is on disk, where that is what dvc.lock says; else None, with a line that says what to do."""
+    wanted = {path: lock["outs"].get(path) for path in artifacts.outputs(row)} if lock else {}
+    if not wanted:
+        console.say(f"mirror: {row.name}: the stage {row.stage} has not run yet")
+        return None
+    try:
+        content = artifacts.content(row)
+    except FileNotFoundError as error:
+        console.warn(f"mirror: {row.name}: {error}: `dvc checkout` or `dvc repro` first")
+        return None
+    changed = [path for path, md5 in wanted.items() if content.md5[path] != md5]
+    if changed:
+        console.warn(
+            f"mirror: {row.name}: {', '.join(changed)} is not what dvc.lock says: `dvc checkout` or `dvc repro`"
+        )
+        return None
+    return content
+
+
+def _upload(stage: str, contents: list[Content], params: Any) -> None:
+    uses = {}
+    for row in artifacts.read_by(stage):
+        try:
+            uses[row.name] = artifacts.content(row).hash
+        except FileNotFoundError:
+            continue
+    run = open_run("online", stage, {"params": params, "lineage": uses, "mirrored": True}, resume_key=None)
+    try:
+        for content in contents:
+            artifacts.log(run, content, params)
+    finally:
+        run.finish()
+
+
+def _complete_lineage(api: Any, version: Any, stage: str) -> None:
+    """Draw the lines to what the run read that made this version, from the hashes in its config."""
+    run = version.logged_by()
+    if run is None:
+        return
+    drawn = {used.name.split(":")[0] for used in run.used_artifacts()}
+    for name, content_hash in (run.config.get("lineage") or {}).items():
+        if name in drawn:
+            continue
+        found = artifacts.find_by_hash(api, artifacts.named(name), content_hash)
+        if found is not None:
+            run.use_artifact(found)
+            console.say(f"mirror: {version.name} descends from {found.name}")
+
+
+def _version(artifact: str) -> Any:
+    """The artifact version of that name. Raises UserError."""
+    import wandb
+
+    if ":" not in artifact:
+        raise UserError(f"{artifact}: name it as entity/project/name:alias, e.g. team/moe-stories/model:best")
+    api = server.api()
+    with _faults_in_words():
+        try:
+            return api.artifact(artifact)
+        except (wandb.errors.CommError, ValueError) as error:
+            raise UserError(f"W&B: {artifact}: {server.Fault(error)}") from None
+
+
+def _download(version: Any, into: Path) -> None:
+    """Fetch all files of a version and check each against the manifest. Raises UserError."""
+    from wandb.sdk.lib import hashutil
+
+    entries = version.manifest.entries
+    for name, entry in entries.items():
+        if entry.ref is not None or not (into / name).resolve().is_relative_to(into.resolve()):
+            raise UserError(f"{version.qualified_name}: {name} is not a file of the artifact itself")
+    into.mkdir(parents=True, exist_ok=True)
+    with _faults_in_words():
+        version.download(root=str(into), skip_cache=True)
+    for name, entry in entries.items():
+        file = into / name
+        xxh = entry.digest_algorithm().name.endswith("XXH128")
+        digest = hashutil.xxh128_file_b64 if xxh else _md5_b64
+        if not file.is_file() or digest(file) != entry.digest:
+            raise UserError(
+                f"{version.qualified_name}: {name} did not arrive as the manifest says; nothing was changed"
+            )
+
+
+def _md5_b64(file: Path) -> str:
+    return base64.b64encode(bytes.fromhex(hashing.file_md5(file))).decode()
+
+
+def _accept(row: Artifact) -> None:
+    """Write to dvc.lock that the stage has run and this came out, as `dvc commit -f` does; say what is next."""
+    if not Path("dvc.yaml").exists():
+        return
+    from dvc.repo import Repo
+
+    with Repo() as repo, repo.lock:
+        stage = repo.stage.load_one(name=row.stage)
+        missing = [str(dep) for dep in stage.deps if not dep.exists]
+        absent = [str(out) for out in stage.outs if not out.exists]
+        # Not to the run cache: it would be given out later as what these dependencies really make.
+        stage.save(allow_missing=True, run_cache=False)
+        stage.commit(allow_missing=True)
+        stage.frozen = bool(missing)
+        stage.dump(update_pipeline=bool(missing))
+    said = f"fetch: dvc.lock takes it as the output of {row.stage}; `dvc repro` goes on after it"
+    if missing:
+        said += f". {', '.join(missing)} not here: {row.stage} is frozen (`dvc unfreeze {row.stage}` lets it run again)"
+    if absent:
+        said += f". {', '.join(absent)} not here: DVC will run {row.stage} again for them"
+    console.say(said)
+
+
+@contextmanager
+def _faults_in_words() -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the SDK raises a dozen kinds
+        raise UserError(f"W&B: {server.Fault(error)}. What was confirmed stays; repeat the command later") from error

@@ -1,0 +1,112 @@
+"""Whether W&B is wanted (from WANDB_* variables), whether it answers, and its words made fit to print."""
+
+import os
+import re
+from typing import Any, Literal
+
+from pipeline.errors import UserError
+
+Mode = Literal["online", "offline", "off"]
+
+_PATIENCE = 10.0  # seconds for one question; uploads have their own, by their size
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+_LOGIN_IN_URL = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_SECRET_IN_URL = re.compile(r"(?<=[?&])([\w.-]*(?:key|token|secret|signature|sig)=)[^&\s\"']+", re.IGNORECASE)
+_STATUS = {
+    401: "401, it does not know this WANDB_API_KEY",
+    403: "403, this WANDB_API_KEY may not write to the project",
+    429: "429, too many requests",
+}
+
+
+class Fault(Exception):
+    """W&B cannot do what was asked; the text says why and holds no key."""
+
+    def __init__(self, text: object) -> None:
+        super().__init__(" ".join(scrub(str(text)).split())[:300])
+
+
+def mode() -> tuple[Mode, str]:
+    """What the environment asks for, and where it is "off" why, in words."""
+    wanted = os.environ.get("WANDB_MODE", "online")
+    if wanted == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
+        return "off", "switched off by WANDB_MODE or WANDB_DISABLED"
+    offline = wanted in ("offline", "dryrun")
+    missing = [n for n in ("WANDB_API_KEY", "WANDB_PROJECT") if not os.environ.get(n) and not (offline and "KEY" in n)]
+    if missing:
+        return "off", f"{' and '.join(missing)} not set"
+    return ("offline" if offline else "online"), ""
+
+
+def ask(query: str, **variables: str) -> Any:
+    """One GraphQL question, asked once. Returns its `data`; raises Fault within about 10 seconds.
+
+    The SDK tries again for minutes and then says little, so before it is given work the server is asked this way.
+    """
+    import httpx
+    import wandb
+
+    base = wandb.setup().settings.base_url
+    try:
+        answer = httpx.post(
+            f"{os.environ.get('WANDB_BASE_URL', base).rstrip('/')}/graphql",
+            json={"query": query, "variables": variables},
+            auth=("api", os.environ.get("WANDB_API_KEY", "")),
+            timeout=_PATIENCE,
+        )
+    except httpx.TimeoutException:
+        raise Fault(f"no answer from {base} within {_PATIENCE:.0f} s") from None
+    except httpx.HTTPError as error:
+        raise Fault(f"{base} cannot be reached: {error}") from None
+    if answer.status_code != 200:
+        raise Fault(f"{base} answers {_STATUS.get(answer.status_code, answer.status_code)}")
+    try:
+        body = answer.json()
+        return body["data"]
+    except (ValueError, KeyError):
+        raise Fault(f"{base} answers what is not W&B's: {answer.text[:100]}") from None
+
+
+def entity() -> str:
+    """The team or user that the project belongs to. Raises Fault where W&B does not answer or knows no such key."""
+    viewer = (ask("query Viewer { viewer { entity } }") or {}).get("viewer")
+    if not viewer:
+        raise Fault(_STATUS[401])
+    return os.environ.get("WANDB_ENTITY") or viewer["entity"]
+
+
+def api() -> Any:
+    """A `wandb.Api` for the project of the environment. Raises UserError where it is not to be had."""
+    chosen, why = mode()
+    if chosen == "off" and not os.environ.get("WANDB_API_KEY"):
+        raise UserError(f"W&B: {why}: export WANDB_API_KEY and WANDB_PROJECT first")
+    if chosen == "offline":
+        raise UserError("W&B: WANDB_MODE=offline, and this needs the server: unset WANDB_MODE")
+    try:
+        overrides = {"entity": entity(), "project": os.environ.get("WANDB_PROJECT")}
+    except Fault as fault:
+        raise UserError(f"W&B: {fault}. Nothing was changed; try again later") from None
+    import wandb
+
+    wandb.setup()
+    overrides["base_url"] = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
+    return wandb.Api(overrides=overrides, api_key=os.environ["WANDB_API_KEY"], timeout=30)
+
+
+def scrub(text: str) -> str:
+    """The text without the values of secret variables (…KEY…, …TOKEN…, …) and without logins and keys in addresses."""
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name) and len(value) >= 8:
+            text = text.replace(value, "***")
+    return _SECRET_IN_URL.sub(r"\1***", _LOGIN_IN_URL.sub("***", text))
+
+
+def scrubbed(value: Any) -> Any:
+    """The same for every text in what JSON can hold."""
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, dict):
+        return {key: scrubbed(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [scrubbed(item) for item in value]
+    return value
