@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 class _Download(Section):
     watch: str = Field(description="file or folder whose content DVC watches for this stage (see dvc.yaml)")
-    max_documents: Positive | None = Field(description="documents to keep at most; null: all")
+    max_documents: Positive | None = Field(description="documents to keep at most (of a val split: a tenth); null: all")
     max_bytes: Positive | None = Field(description="bytes of text to keep at most; null: all")
     sample_fraction: Annotated[float, Field(gt=0, le=1)] = Field(description="share of documents kept, by seeded hash")
     seed: int = Field(description="seed of the sample, and of the bundled stories")
@@ -38,8 +38,9 @@ class _Download(Section):
 
 class _Text(_Download):
     text_column: str = Field(description="field of a jsonl or parquet record that holds the text")
-    split: Literal["auto", "separator", "lines", "blank_lines", "whole"] = Field(
-        description="how a plain text file falls into documents; auto: guessed, and the guess is reported"
+    split: Literal["auto", "separator", "lines", "blank_lines", "lone_newlines", "whole"] = Field(
+        description="how a plain text file falls into documents; auto: guessed, and the guess is reported. "
+        "lone_newlines: blank lines stand between paragraphs, a single line break ends the document"
     )
     separator: str = Field(min_length=1, description="document marker for split: separator (and looked for by auto)")
 
@@ -60,7 +61,9 @@ class HuggingFace(_Text):
     repo: str | None = Field(description="data set on the Hugging Face Hub, as owner/name")
     revision: str | None = Field(description="commit, tag or branch; a commit pins the data")
     config: str | None = Field(description="folder or configuration inside the data set; null: all")
-    splits: dict[str, str] = Field(description="glob of the files of each split, e.g. {train: '*train*.txt'}")
+    splits: dict[Literal["train", "val"], str] = Field(
+        min_length=1, description="glob of the files of each split, e.g. {train: '*train*.txt'}"
+    )
     licence: str | None = Field(description="licence of the data, for the manifest and the model card")
 
     @model_validator(mode="after")
@@ -374,6 +377,7 @@ class Train(Section):
 
 class Evaluate(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
+    devices: Positive = Field(description="GPUs that share the scoring; the figures are the same for any number")
     batch_size: Positive = Field(description="windows in one forward pass")
     stride: Positive | None = Field(description="sliding window: tokens scored per window; null: block by block")
     train_sample_tokens: Annotated[int, Field(ge=0)] = Field(description="training tokens scored too; 0: none")

@@ -1,0 +1,40 @@
+"""Stage download: the corpus → data/raw. Run as `python -m stages.download` from the root."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from pipeline import console
+from pipeline.stage import RAW, stage
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    params: Annotated[Path, typer.Option(help="Parameters of the run.")] = Path("params.yaml"),
+) -> None:
+    """Fetch the documents that `download` in the parameters names, as Parquet shards with a manifest."""
+    with stage("download", params) as job:
+        from pipeline.corpus import sources
+        from pipeline.params import Wandb
+        from pipeline.tracking.exchange import source_artifact
+
+        wanted = job.params.download
+        if isinstance(wanted, Wandb):
+            RAW.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=RAW.parent, prefix=".artifact-") as folder:
+                fetched = source_artifact(str(wanted.artifact), Path(folder) / "files")
+                origin = {"revision": fetched.name, "content_hash": fetched.content_hash}
+                report = sources.download(wanted, RAW, (fetched.path, origin))
+        else:
+            report = sources.download(wanted, RAW)
+        for guess, files in report["guessed_split"].items():
+            console.say(f"download.split = auto: {guess} ({files} file{'s' if files > 1 else ''})")
+        job.finish(report, wrote=[RAW], summary=f"{report['documents']:,} documents")
+
+
+if __name__ == "__main__":
+    app()
