@@ -20,6 +20,7 @@ from pipeline.files import written_whole
 
 RAW, CLEAN, TOKENIZER, TOKENS = Path("data/raw"), Path("data/clean"), Path("data/tokenizer"), Path("data/tokens")
 CHECKPOINT, HUGGINGFACE, REPORTS = Path("models/litgpt"), Path("models/hf"), Path("reports")
+PLOTS = REPORTS / "plots"  # one folder a stage
 RUNS = Path("checkpoints")  # what training resumes from; not an output of DVC, so that a kill leaves it there
 
 

@@ -1,0 +1,125 @@
+"""dvc.yaml and params.yaml against the code: what a stage declares must be what it imports and reads.
+
+`moe lint` prints what `problems()` finds; the tests hold that it finds nothing.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from pipeline.params import Params
+
+# Modules that cannot change what a stage writes: they validate parameters (whose values DVC tracks themselves),
+# speak to the user, or watch the run. Declared, every edit of a help text would train the model again.
+WATCHERS = ("pipeline.params", "pipeline.errors", "pipeline.console", "pipeline.stage", "pipeline.tracking")
+
+
+def problems(root: Path = Path()) -> list[str]:
+    """Every disagreement between dvc.yaml, the parameters and the code under `root`, in words."""
+    declared = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    found = []
+    read_keys: dict[str, set[str]] = {}
+    for name, stage in declared.items():
+        files = imported(root / "stages" / f"{name}.py", root)
+        wanted = {path.relative_to(root).as_posix() for path in files}
+        given = {dep for dep in stage["deps"] if dep.endswith((".py", ".jinja"))}
+        found += [f"dvc.yaml: {name} imports {path}; add it to deps" for path in sorted(wanted - given)]
+        found += [f"dvc.yaml: {name} declares {path}, which it does not import" for path in sorted(given - wanted)]
+        trees = [_parsed(path) for path in files if path.suffix == ".py"]
+        sections = {section for tree in trees for section in _sections_read(tree)}
+        given_sections = set(stage.get("params", []))
+        found += [f"dvc.yaml: {name} reads params.{s}; add it to params" for s in sorted(sections - given_sections)]
+        found += [f"dvc.yaml: {name} declares params.{s}, never read" for s in sorted(given_sections - sections)]
+        attributes = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        for section in given_sections:
+            read_keys.setdefault(section, set()).update(attributes)
+    elsewhere = _keys_of_properties(root / "pipeline" / "params.py")
+    dvc_yaml = (root / "dvc.yaml").read_text(encoding="utf-8")
+    for path in sorted(_all_keys(Params)):
+        section, key = path.split(".", 1)[0], path.rsplit(".", 1)[-1]
+        if key not in read_keys.get(section, set()) | elsewhere and f"${{{path}}}" not in dvc_yaml:
+            found.append(f"params.yaml: {path} is read by no stage that declares {section}")
+    return found
+
+
+def imported(module: Path, root: Path) -> set[Path]:
+    """The project's files that `module` is made of: itself and what it imports, also inside functions, transitively.
+
+    Templates that stand beside a module are part of it. WATCHERS are left out.
+    """
+    seen: set[Path] = set()
+    todo = [module]
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        if path.suffix == ".py":
+            todo += [found for name in _imports(_parsed(path)) for found in _files(name, root)]
+            todo += [template for template in path.parent.glob("*.jinja") if template.name in path.read_text("utf-8")]
+    return {path for path in seen if path.stat().st_size}  # an empty __init__.py says nothing
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _files(name: str, root: Path) -> list[Path]:
+    """The files behind a dotted name: the module and the packages that it lies in; none if it is not ours."""
+    if name.split(".")[0] not in ("pipeline", "stages") or any(name == w or name.startswith(f"{w}.") for w in WATCHERS):
+        return []
+    parts = name.split(".")
+    packages = [root.joinpath(*parts[:n], "__init__.py") for n in range(1, len(parts) + 1)]
+    return [path for path in [*packages, root.joinpath(*parts).with_suffix(".py")] if path.is_file()]
+
+
+def _parsed(path: Path) -> ast.AST:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _sections_read(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in Params.model_fields:
+            owner = node.value
+            if (isinstance(owner, ast.Name) and owner.id == "params") or (
+                isinstance(owner, ast.Attribute) and owner.attr == "params"
+            ):
+                yield node.attr
+
+
+def _keys_of_properties(path: Path) -> set[str]:
+    """Keys that properties of the params models read on behalf of their users."""
+    return {
+        node.attr
+        for function in ast.walk(_parsed(path))
+        if isinstance(function, ast.FunctionDef)
+        and any(isinstance(d, ast.Name) and d.id == "property" for d in function.decorator_list)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute)
+    }
+
+
+def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        sections = list(_models(field.annotation))
+        for section in sections:
+            yield from _all_keys(section, f"{prefix}{name}.")
+        if not sections:
+            yield f"{prefix}{name}"
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    else:
+        for part in getattr(annotation, "__args__", ()):
+            yield from _models(part)

@@ -1,0 +1,57 @@
+"""dvc.yaml declares exactly what the stages import and read; the lint that says so finds planted faults."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline import lint
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_project_declares_exactly_what_it_imports_and_reads():
+    assert lint.problems(ROOT) == []
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for folder in ("pipeline", "stages"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    return tmp_path
+
+
+def replaced(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_an_import_inside_a_function_counts(copy):
+    (copy / "pipeline" / "corpus" / "late.py").write_text("X = 1\n", encoding="utf-8")
+    stage = copy / "stages" / "clean.py"
+    stage.write_text(stage.read_text("utf-8") + "\n\ndef late():\n    from pipeline.corpus.late import X\n", "utf-8")
+    assert "dvc.yaml: clean imports pipeline/corpus/late.py; add it to deps" in lint.problems(copy)
+
+
+def test_a_dependency_that_nothing_imports_is_found(copy):
+    replaced(copy / "dvc.yaml", "- stages/clean.py", "- stages/clean.py\n      - pipeline/cli.py")
+    assert "dvc.yaml: clean declares pipeline/cli.py, which it does not import" in lint.problems(copy)
+
+
+def test_a_section_that_a_stage_does_not_read_is_found(copy):
+    replaced(copy / "dvc.yaml", "      - clean\n", "      - clean\n      - export\n")
+    assert "dvc.yaml: clean declares params.export, never read" in lint.problems(copy)
+
+
+def test_a_section_read_without_declaring_it_is_found(copy):
+    stage = copy / "stages" / "clean.py"
+    stage.write_text(stage.read_text("utf-8") + "\n\ndef peek(params):\n    return params.export\n", "utf-8")
+    assert "dvc.yaml: clean reads params.export; add it to params" in lint.problems(copy)
+
+
+def test_editing_the_pictures_never_trains_again_and_editing_the_expert_layer_does():
+    train = {path.relative_to(ROOT).as_posix() for path in lint.imported(ROOT / "stages" / "train.py", ROOT)}
+    assert "pipeline/model/moe.py" in train
+    assert not any(path.startswith("pipeline/evaluation/") for path in train)
