@@ -1,0 +1,266 @@
+"""Our models as folders that stock transformers classes load, and such folders as our models.
+
+    to_huggingface(model, tokenizer, into, "float32", max_shard_bytes)   # written only if proved equal
+    prove_exportable(params.model, vocab_size)                           # before training, in seconds
+    from_huggingface(folder, into)                                       # a litgpt checkpoint to train on from
+
+Legend: B batch, T time, E experts.
+"""
+
+import copy
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from pipeline import params
+from pipeline.errors import UserError
+from pipeline.files import written_whole
+from pipeline.model import build
+from pipeline.model.stock import stock_config, to_stock
+
+TOLERANCE = 1e-4  # largest difference of a logit, in float32
+_TIE = 1e-5  # an expert is chosen by less than this (relative): rounding may choose another
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+_PROVED_WHOLE = 50_000_000  # parameters up to which the very architecture is proved, not a narrower one
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How two models agree."""
+
+    max_logit_difference: float
+    positions: int  # that were compared
+    near_ties: int  # positions left out: rounding decides which expert they visit
+    generated: int  # greedy tokens that were equal
+
+
+def to_huggingface(
+    model: build.MoEGPT, tokenizer: Path, into: Path, dtype: str, max_shard_bytes: int
+) -> dict[str, Any]:
+    """Write config, weights, tokenizer and generation settings to `into`, and return a report.
+
+    The folder is loaded by `AutoModelForCausalLM` and `AutoTokenizer` and compared with `model` (rounded to `dtype`,
+    both computed in float32) before it takes its place; RuntimeError and no folder where they differ.
+    The vocabulary is the tokenizer's: padding rows of the embedding are left out.
+    """
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise UserError(f"{tokenizer}: no tokenizer.json there; give the tokenizer's folder")
+    words = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    vocab_size = max(words.get_vocab(with_added_tokens=True).values()) + 1
+    if vocab_size > model.config.padded_vocab_size:
+        raise UserError(f"{tokenizer}: {vocab_size} tokens, but the model has {model.config.padded_vocab_size}")
+    with written_whole(into) as folder:
+        folder.mkdir()
+        for name in _TOKENIZER_FILES:
+            if (tokenizer / name).is_file():
+                shutil.copyfile(tokenizer / name, folder / name)
+        ids = special_ids(tokenizer)
+        _write(model, folder, vocab_size, getattr(torch, dtype), max_shard_bytes, ids)
+        ids = ids | ({"pad_token_id": ids["eos_token_id"]} if ids["pad_token_id"] is None else {})
+        GenerationConfig(**ids).save_pretrained(folder)
+        parity = compare(rounded(model, getattr(torch, dtype)), folder, vocab_size)
+        _same_words(words, folder)
+    return {
+        "class": model.params.stock_class,
+        "dtype": dtype,
+        "vocab_size": vocab_size,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "bytes": sum(f.stat().st_size for f in into.iterdir()),
+        "max_logit_difference": parity.max_logit_difference,
+        "positions_compared": parity.positions,
+        "near_ties": parity.near_ties,
+        "greedy_tokens_equal": parity.generated,
+    }
+
+
+def special_ids(tokenizer: Path) -> dict[str, int | None]:
+    """bos_token_id, eos_token_id and pad_token_id, as tokenizer_config.json names the tokens."""
+    words = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    path = tokenizer / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    ids: dict[str, int | None] = {}
+    for kind in ("bos", "eos", "pad"):
+        token = settings.get(f"{kind}_token")
+        text = token["content"] if isinstance(token, dict) else token
+        ids[f"{kind}_token_id"] = words.token_to_id(text) if text else None
+    return ids
+
+
+def prove_exportable(model: params.Model, vocab_size: int) -> str:
+    """Export this architecture with random weights, load it by transformers, compare; return what was proved.
+
+    A model of more than 50 million parameters is proved at smaller widths and fewer layers of each kind: what
+    could differ is the structure. Raises RuntimeError where the two disagree.
+    """
+    proved, shrunk = model, ""
+    if build.count(model, vocab_size).total > _PROVED_WHOLE:
+        proved, vocab_size, shrunk = _narrow(model), min(vocab_size, 512), " (narrowed)"
+    ours = build.build(proved, vocab_size)
+    _randomize(ours)
+    with tempfile.TemporaryDirectory(prefix="moe-proof-") as place:
+        folder = Path(place)
+        _write(ours, folder, ours.config.vocab_size, torch.float32, 5_000_000_000, {})
+        parity = compare(ours, folder, ours.config.vocab_size)
+    return (
+        f"{model.stock_class} loads an export of this architecture{shrunk}: logits equal to "
+        f"{parity.max_logit_difference:.0e} at {parity.positions} positions, {parity.generated} greedy tokens equal"
+    )
+
+
+@torch.no_grad()
+def compare(model: build.MoEGPT, folder: Path, vocab_size: int, seed: int = 0) -> Parity:
+    """Logits and greedy generation of `model` against the stock model in `folder`, both in float32 on the CPU.
+
+    Where an expert wins by less than rounding errors, two right programs may route a token differently; positions
+    from such a near tie on are not compared. Raises RuntimeError on any other difference above `TOLERANCE`.
+    """
+    stock = load_stock(folder)
+    model = model.eval()
+    length = min(model.config.block_size, 256)
+    new = min(32, length // 2)
+    idx_BT = torch.randint(vocab_size, (4, length), generator=torch.Generator().manual_seed(seed))
+    logits_BTV, tied_BT = _logits(model, idx_BT, vocab_size)
+    difference_BT = (logits_BTV - stock(idx_BT).logits).abs().amax(-1)
+    difference = difference_BT.masked_fill(tied_BT, 0).max().item()
+    compared = int((~tied_BT).sum())
+    if not difference <= TOLERANCE:  # NaN too
+        raise RuntimeError(f"{type(stock).__name__} gives other logits than the model: they differ by {difference:.2e}")
+    if compared < idx_BT.numel() // 10:
+        raise RuntimeError(f"the router is undecided at {idx_BT.numel() - compared} of {idx_BT.numel()} positions")
+
+    stock.generation_config.eos_token_id = None  # go on to the full length
+    plain = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0)
+    generated_BT = stock.generate(idx_BT[:, :new], generation_config=plain, attention_mask=torch.ones(4, new).long())
+    logits_BTV, tied_BT = _logits(model, generated_BT[:, :-1], vocab_size)
+    chosen_BT = logits_BTV.gather(-1, generated_BT[:, 1:, None])[..., 0]
+    other_BT = (logits_BTV.amax(-1) - chosen_BT > TOLERANCE) & ~tied_BT
+    if other_BT[:, new - 1 :].any():
+        raise RuntimeError(f"{type(stock).__name__} continues a prompt with other tokens than the model")
+    return Parity(difference, compared, idx_BT.numel() - compared, int((~tied_BT[:, new - 1 :]).sum()))
+
+
+def load_stock(folder: Path) -> PreTrainedModel:
+    """The folder's model by plain transformers, in float32; RuntimeError if a weight is missing or left over."""
+    with _quiet():
+        stock, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if info[kind]:
+            raise RuntimeError(f"{folder}: transformers reports {kind}: {sorted(info[kind])[:5]}")
+    return stock.eval()
+
+
+def rounded(model: build.MoEGPT, dtype: torch.dtype) -> build.MoEGPT:
+    """`model` with its weights rounded to `dtype`, in float32 on the CPU; the model itself where nothing changes."""
+    if dtype == torch.float32 and all(p.dtype == dtype and p.device.type == "cpu" for p in model.parameters()):
+        return model
+    same = copy.deepcopy(model).to("cpu")
+    with torch.no_grad():
+        for weight in same.parameters():
+            weight.data = weight.to(dtype).float()
+    return same
+
+
+def _write(
+    model: build.MoEGPT, folder: Path, vocab_size: int, dtype: torch.dtype, max_shard_bytes: int, ids: dict[str, Any]
+) -> None:
+    config = stock_config(model.params, model.config.intermediate_size or 0, vocab_size, **ids)
+    config.dtype = dtype
+    config.save_pretrained(folder)
+    state = to_stock(model.state_dict(), model.params, vocab_size, dtype)
+    save_torch_state_dict(state, folder, max_shard_size=max_shard_bytes)
+
+
+def _logits(model: build.MoEGPT, idx_BT: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Logits [B, T, vocab_size], and the positions from the first near tie of a router on [B, T]."""
+    tied_BT = torch.zeros(idx_BT.shape, dtype=torch.bool)
+
+    def watch(gate: Any, _: Any, output: Any) -> None:
+        score_NE = output[2]
+        if gate.kind == "sigmoid":
+            score_NE = score_NE.sigmoid() + gate.e_score_correction_bias
+        if gate.n_expert_per_token < score_NE.size(-1):
+            best = score_NE.topk(gate.n_expert_per_token + 1).values
+            gap_BT = (best[:, -2] - best[:, -1]).view(idx_BT.shape)
+            tied_BT.logical_or_(gap_BT < _TIE * (1 + best.abs().amax(-1).view(idx_BT.shape)))
+
+    hooks = [block.mlp.gate.register_forward_hook(watch) for block in model.transformer.h if hasattr(block.mlp, "gate")]
+    try:
+        logits_BTV = model(idx_BT)[..., :vocab_size]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return logits_BTV, tied_BT.cummax(dim=1).values
+
+
+def _narrow(model: params.Model) -> params.Model:
+    layers = min(model.n_layer, model.first_k_dense_replace + 2 * model.moe_every + 2)
+    return model.model_copy(
+        update={
+            "vocab_size": None,
+            "n_layer": layers,
+            "n_embd": 64,
+            "head_size": 16,
+            "intermediate_size": 96,
+            "moe_intermediate_size": 32,
+            "block_size": min(model.block_size, 1024),
+        }
+    )
+
+
+@torch.no_grad()
+def _randomize(model: build.MoEGPT) -> None:
+    """Weights of a size that keeps activations near 1, norms and router biases away from their neutral values."""
+    draw = torch.Generator().manual_seed(0)
+    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        if name in ("cos", "sin"):
+            continue
+        noise = torch.randn(weight.shape, generator=draw)
+        if "norm" in name or name.endswith("ln_f.weight"):
+            weight.copy_(1 + 0.1 * noise)
+        elif weight.dim() == 1:  # a router's balancing bias
+            weight.copy_(0.1 * noise)
+        else:
+            weight.copy_(noise / weight.shape[-1] ** 0.5)
+
+
+def _same_words(words: Tokenizer, folder: Path) -> None:
+    text = 'One day, Mia said: "Où est 1,024?"\n\n\t你好 🙂'
+    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)(text, add_special_tokens=False)["input_ids"]
+    ours = words.encode(text, add_special_tokens=False).ids
+    if ours != theirs:
+        raise RuntimeError(f"AutoTokenizer reads the tokenizer in {folder} differently: {theirs} instead of {ours}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars, and torch's remark on weights of width 0."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+            yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
