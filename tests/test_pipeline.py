@@ -1,0 +1,174 @@
+"""The whole DAG, run by DVC on a tiny configuration in a clone of its own: what runs, what runs again, what comes out."""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline import params
+from pipeline.compose import compose
+from pipeline.corpus import cleaning, sources, tokenizer, tokens
+from pipeline.corpus.storyteller import stories
+from pipeline.hashing import tree_md5
+
+ROOT = Path(__file__).parent.parent
+STAGES = ["download", "clean", "tokenize", "train", "evaluate", "export"]
+TINY = """
+download: {documents: 300}
+tokenizer: {vocab_size: 400, chunk_tokens: 16384}
+model: {block_size: 64, n_layer: 2, n_embd: 32, n_head: 2, n_query_groups: 1, intermediate_size: 64, n_expert: 4,
+        moe_intermediate_size: 32}
+train: {block_size: 64, global_batch_size: 8, micro_batch_size: 4, max_tokens: 8192, device: cpu, compile: "off",
+        eval_every: 8, eval_samples: 8, checkpoint_every: 8}
+evaluate: {batch_size: 8, train_sample_tokens: 512, max_new_tokens: 12, prompts: [Once upon a time], device: cpu,
+           temperatures: [0.0, 0.8], reference_bytes: 20000, memorisation_bytes: 20000}
+"""
+
+
+def run(folder: Path, *command: str, check: bool = True, **environment: str) -> str:
+    """Run a Python module there, as a user with nothing but this environment's Python; what it printed."""
+    settings = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONPATH": "",
+        "WANDB_MODE": "disabled",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=folder, env=settings, capture_output=True, text=True, check=False
+    )
+    output = done.stdout + done.stderr
+    assert not check or done.returncode == 0, output
+    return output
+
+
+def ran(output: str) -> list[str]:
+    return [stage for stage in STAGES if f"Running stage '{stage}'" in output]
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.com"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory) -> Path:
+    """The project's files as they are now in a repository of their own, set to the tiny configuration."""
+    folder = tmp_path_factory.mktemp("clone") / "project"
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    config = folder / "configs" / "config.yaml"
+    config.write_text(config.read_text("utf-8") + TINY, "utf-8")
+    run(folder, "pipeline.compose")
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repro(clone) -> str:
+    """What the first `dvc repro` printed."""
+    return run(clone, "dvc", "repro")
+
+
+def metrics(clone: Path, stage: str) -> dict:
+    return json.loads((clone / "reports" / f"{stage}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.timeout(600)
+def test_one_command_goes_from_raw_text_to_an_exported_model(clone, repro):
+    assert ran(repro) == STAGES
+    for stage in STAGES:
+        assert f"\n{stage}: wrote " in repro, f"{stage} ends with no line that says what it wrote"
+    assert 'uv run moe generate --prompt "Once upon a time"' in repro
+    assert 0 < metrics(clone, "evaluate")["val"]["bits_per_byte"] < 8
+
+
+def test_nothing_changed_runs_no_stage(clone, repro):
+    assert ran(run(clone, "dvc", "repro")) == []
+
+
+def test_the_exported_folder_needs_none_of_our_code(clone, repro, tmp_path):
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; f = sys.argv[1]\n"
+        "m, t = M.from_pretrained(f), T.from_pretrained(f)\n"
+        "out = m.generate(**t('Once upon a time', return_tensors='pt'), max_new_tokens=8, do_sample=False)\n"
+        "print(type(m).__name__, out.shape[1], 'pipeline' in sys.modules)\n"
+    )
+    command = [sys.executable, "-I", "-c", code, str(clone / "models" / "hf")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    name, length, ours = done.stdout.split()[-3:]
+    assert name == "MixtralForCausalLM"
+    assert int(length) > 8
+    assert ours == "False"
+
+
+def test_the_reports_can_be_shown_by_dvc(clone, repro):
+    shown = json.loads(run(clone, "dvc", "metrics", "show", "--json", "-q"))
+    assert set(shown[""]["data"]) == {f"reports/{stage}.json" for stage in STAGES}
+    run(clone, "dvc", "plots", "show", "-o", "plots_shown")
+    assert (clone / "plots_shown" / "index.html").stat().st_size > 1000
+    shutil.rmtree(clone / "plots_shown")
+
+
+def test_a_change_to_evaluate_runs_evaluate_and_export_at_most(clone, repro):
+    changed = yaml.safe_load((clone / "params.yaml").read_text("utf-8"))
+    changed["evaluate"]["seed"] += 1
+    before = (clone / "params.yaml").read_text("utf-8")
+    (clone / "params.yaml").write_text(yaml.safe_dump(changed), "utf-8")
+    assert set(ran(run(clone, "dvc", "repro", "--dry"))) <= {"evaluate", "export"}
+    (clone / "params.yaml").write_text(before, "utf-8")
+
+
+@pytest.mark.timeout(600)
+def test_an_experiment_with_fewer_experts_trains_on_the_same_tokens(clone, repro):
+    output = run(clone, "dvc", "exp", "run", "-S", "model.n_expert=2")
+    assert ran(output) == ["train", "evaluate", "export"]
+    assert metrics(clone, "train")["parameters"]["total"] > 0
+    shown = run(clone, "dvc", "exp", "show", "--csv")
+    assert "model.n_expert" in shown
+
+
+def test_a_misspelt_override_is_refused_in_the_first_second(clone, repro):
+    before = (clone / "params.yaml").read_text("utf-8")
+    output = run(clone, "dvc", "exp", "run", "-S", "+model.n_experts=4", check=False)
+    (clone / "params.yaml").write_text(before, "utf-8")
+    assert "model.n_experts = 4: no such parameter; did you mean model.n_expert?" in output
+    assert "Traceback" not in output
+
+
+def test_the_same_stories_in_any_file_format_give_the_same_tokens(tmp_path):
+    texts = [story.text for story in stories(120, seed=5)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    (tmp_path / "stories.txt").write_text("\n<|endoftext|>\n".join(texts), encoding="utf-8")
+    (tmp_path / "stories.jsonl").write_bytes(lines)
+    (tmp_path / "stories.jsonl.gz").write_bytes(gzip.compress(lines))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "stories.parquet")
+    hashes = {}
+    for corpus in sorted(tmp_path.glob("stories.*")):
+        folder = tmp_path / f"from-{corpus.name}"
+        overrides = ["download=local", f"download.path={corpus}", "clean.val_fraction=0.1", "tokenizer.vocab_size=300"]
+        compose(tmp_path / "params.yaml", ROOT / "configs", overrides)
+        wanted = params.load(tmp_path / "params.yaml")
+        sources.download(wanted.download, folder / "raw")
+        cleaning.clean(wanted.clean, folder / "raw", folder / "clean", folder / "plots")
+        tokenizer.build(wanted.tokenizer, folder / "clean", folder / "tokenizer")
+        tokens.write(wanted.tokenizer, folder / "tokenizer", folder / "clean", folder / "tokens")
+        hashes[corpus.name] = tree_md5(folder / "tokens")
+    assert len(hashes) == 4
+    assert len(set(hashes.values())) == 1, hashes
