@@ -24,7 +24,7 @@ def lost_toy(t: Telling) -> str:
     t.paragraph()
     outing(t, h, f"{h.his} {e}", place)
     t.say(
-        f"{h} [played with the {toy.noun}|{toy.played}|took out the {toy.noun} and {toy.played}].",
+        f"{h} [played with the {toy.noun}|took out the {toy.noun} and {toy.played}].",
         f"{h} held the {toy.noun} [tight|in one hand|close] and ran [ahead|around|here and there].",
     )
     t.maybe(0.35, "Then they sat down to rest.", "They had a [lovely|very good|wonderful] time.")
