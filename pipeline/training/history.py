@@ -1,0 +1,111 @@
+"""The metrics of a run as it goes: a CSV beside the checkpoints, DVCLive's files, W&B; rewound when a run resumes.
+
+history = History(folder, live_folder, run, first_step=0)
+history.add(step, tokens, {"loss": 3.2, "lr": 1e-3})
+"""
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dvclive import Live
+
+from pipeline import tracking
+from pipeline.files import written_whole
+from pipeline.model.routing import RoutingStats
+
+
+class History:
+    """Rows of metrics by step. The CSV lives outside DVC's outputs, which DVC removes before a stage runs again."""
+
+    COLUMNS = (
+        *("step", "tokens", "seconds", "loss", "val_loss", "lm_loss", "balance_loss", "z_loss", "lr", "grad_norm"),
+        *("tokens_per_second", "mfu", "load_entropy", "max_violation", "dead_experts", "router_confidence"),
+        "bad_steps",
+    )
+
+    def __init__(self, folder: Path, live: Path, run: tracking.Run | None, first_step: int) -> None:
+        """Go on after `first_step`: what a killed run wrote beyond it is dropped, the rest is shown again."""
+        self.path = folder / "metrics.csv"
+        self._run = run
+        self.rows = [row for row in _read(self.path) if int(row["step"]) <= first_step]
+        with written_whole(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        self._file = self.path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, self.COLUMNS)
+        live.mkdir(parents=True, exist_ok=True)
+        # Neither a dvc.yaml of its own nor an experiment: the stage's dvc.yaml says what is plotted.
+        self._live = Live(dir=os.fspath(live), dvcyaml=False, save_dvc_exp=False)
+        for row in self.rows:
+            self._show({k: float(v) for k, v in row.items() if v != ""})
+
+    def add(self, row: dict[str, float], layers: list[RoutingStats]) -> None:
+        """A row of some of COLUMNS, `step` and `tokens` among them; `layers` goes to DVCLive and W&B only."""
+        self.rows.append({name: row.get(name, "") for name in self.COLUMNS})
+        self._writer.writerow(self.rows[-1])
+        self._file.flush()
+        of_layers = {
+            f"layer_{i}/{name}": float(getattr(layer, name))
+            for i, layer in enumerate(layers)
+            for name in ("load_entropy", "max_violation", "dead_experts", "confidence")
+        }
+        self._show(row | of_layers)
+        self._live.sync()
+        if self._run is not None:
+            shown = {k: float(v) for k, v in (row | of_layers).items() if k not in ("step", "tokens")}
+            self._run.log(shown, tokens=int(row["tokens"]))
+
+    def _show(self, row: dict[str, Any]) -> None:
+        self._live.step = int(row["step"])
+        for name, value in row.items():
+            if name != "step":
+                self._live.log_metric(name, value)
+
+    def column(self, name: str) -> tuple[list[float], list[float]]:
+        """Tokens and values of one column where it has any."""
+        have = [row for row in self.rows if row[name] != ""]
+        return [float(row["tokens"]) for row in have], [float(row[name]) for row in have]
+
+    def close(self) -> None:
+        self._file.close()
+        self._live.end()
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if None not in row.values() and (row["step"] or "").isdigit():  # a kill may have cut the last line
+                yield row
+
+
+def plots_of(history: History, layers: list[list[int]], into: Path) -> None:
+    """loss.csv and loss.png, and experts.png: the share of the load of each expert in each MoE layer."""
+    from matplotlib.figure import Figure
+
+    with written_whole(into) as partial:
+        partial.mkdir()
+        with (partial / "loss.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["step", "tokens", "loss", "val_loss", "lr"], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(history.rows)
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot(xlabel="tokens", ylabel="loss, nats per token")
+        axes.plot(*history.column("lm_loss"), label="train", linewidth=1)
+        axes.plot(*history.column("val_loss"), label="val", marker="o", markersize=3)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(partial / "loss.png", dpi=120)
+        if layers:
+            figure = Figure(figsize=(1.5 + 0.5 * len(layers[0]), 1.5 + 0.4 * len(layers)), layout="constrained")
+            axes = figure.add_subplot(xlabel="expert", ylabel="MoE layer", title="share of visits (even: 1.0)")
+            shares = [[count * len(row) / max(1, sum(row)) for count in row] for row in layers]
+            figure.colorbar(axes.imshow(shares, aspect="auto", vmin=0, vmax=2, cmap="viridis"))
+            axes.set_xticks(range(len(layers[0])))
+            axes.set_yticks(range(len(layers)))
+            figure.savefig(partial / "experts.png", dpi=120)

@@ -1,0 +1,86 @@
+"""Where training runs: device, precision and strategy out of params, and the processes that Fabric starts for them."""
+
+import os
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
+from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
+
+from pipeline.errors import UserError
+from pipeline.params import Train
+
+
+def device_of(train: Train) -> str:
+    """cpu, cuda or mps: `auto` resolved on this machine. Raises UserError for what this machine cannot do."""
+    device = train.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device = 'cuda', but torch sees no CUDA GPU here; allowed: auto, cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("train.device = 'mps', but torch sees no Apple GPU here; allowed: auto, cpu")
+    here = f"train.device = {train.device!r} is {device} here"
+    if device == "cuda" and train.devices > torch.cuda.device_count():
+        raise UserError(f"train.devices = {train.devices}; allowed: 1 to {torch.cuda.device_count()}, the GPUs here")
+    if device == "mps" and train.devices > 1:
+        raise UserError(f"train.devices = {train.devices}; {here}, which is one device")
+    if device == "cpu" and train.precision == "16-mixed":
+        raise UserError(f"train.precision = '16-mixed' needs a GPU; {here}: take 32-true or bf16-mixed")
+    if device == "mps" and train.precision != "32-true":
+        raise UserError(f"train.precision = {train.precision!r}; {here}, allowed there: 32-true")
+    if device == "cuda" and train.precision.startswith("bf16") and not torch.cuda.is_bf16_supported(False):
+        raise UserError(f"train.precision = {train.precision!r}, but this GPU has no bfloat16; take 16-mixed")
+    if device != "cuda" and train.optimizer.name == "adamw8bit":
+        raise UserError(f"train.optimizer.name = 'adamw8bit' needs CUDA; {here}: take adamw")
+    return device
+
+
+def fabric_for(train: Train, device: str) -> Fabric:
+    """Fabric with the strategy of params. `launch()` on it starts the other processes, unless torchrun or Slurm did.
+
+    bf16-true: the weights are made in bfloat16, so nothing is left for Fabric to convert (it would take the rotary
+    tables with it, which must stay float32). 16-mixed: the loop scales the loss itself.
+    """
+    precision: Any = {"precision": "bf16-mixed" if train.precision == "bf16-mixed" else "32-true"}
+    if train.precision == "16-mixed":
+        precision = {"plugins": [MixedPrecision("16-mixed", device, torch.amp.GradScaler(device, enabled=False))]}
+    strategy: Any = "auto"
+    if train.devices * train.num_nodes > 1:
+        strategy = DDPStrategy(start_method="popen", gradient_as_bucket_view=True, broadcast_buffers=False)
+        if train.strategy == "fsdp":
+            world = train.devices * train.num_nodes
+            strategy = ModelParallelStrategy(_shard, data_parallel_size=world, tensor_parallel_size=1)
+    return Fabric(accelerator=device, devices=train.devices, num_nodes=train.num_nodes, strategy=strategy, **precision)
+
+
+def _shard(module: nn.Module, mesh: Any) -> nn.Module:
+    """FSDP2: each transformer block gathers its weights when it runs; the rest is gathered at the root."""
+    from litgpt.model import Block
+    from torch.distributed.fsdp import fully_shard
+
+    for block in [m for m in module.modules() if isinstance(m, Block)]:
+        fully_shard(block, mesh=mesh["data_parallel"])
+    return fully_shard(module, mesh=mesh["data_parallel"])
+
+
+def rank() -> int:
+    """This process's rank as its environment tells it, before anything was launched; 0 is the one that reports."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def end_children(fabric: Fabric) -> None:
+    """After a failure here: the processes that Fabric started would wait for this one for ever."""
+    launcher = fabric.strategy.launcher
+    for process in getattr(launcher, "procs", []):
+        process.terminate()
+
+
+def leave_group() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,407 @@
+"""The training loop: from tokens to a litgpt checkpoint folder, resumable at any moment.
+
+report = train(params, tokens, tokenizer, into, runs=Path("checkpoints"), live=…, plots=…, run=None, resume="auto")
+"""
+
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from litgpt.model import Block
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from pipeline import console, tracking
+from pipeline.errors import UserError
+from pipeline.model import build, checkpoint_folder, huggingface
+from pipeline.params import Params
+from pipeline.training import checkpoint, data, hardware, launch, memory, optim, plan, resumption
+from pipeline.training.compiling import Compiling
+from pipeline.training.gate import Gate
+from pipeline.training.history import History, plots_of
+from pipeline.training.interruption import Interrupted, Interruption
+from pipeline.training.step import Objective, Reading, Step
+
+_SHARE_OF_PEAK = {"cpu": 0.35, "cuda": 0.3, "mps": 0.25}  # for the estimate before anything was measured
+
+
+def train(
+    params: Params,
+    tokens: Path,
+    tokenizer: Path,
+    into: Path,
+    *,
+    runs: Path,
+    live: Path,
+    plots: Path,
+    run: tracking.Run | None = None,
+    resume: str = "auto",
+) -> dict[str, Any]:
+    """Train as `params` say and write `into`, a litgpt checkpoint folder; return the report (empty but on rank 0).
+
+    resume: auto (the newest whole checkpoint of the same run, if any), never, or the path of a checkpoint.
+    Raises UserError before anything is written where params, data and machine do not fit, and later where the loss
+    stays not finite, memory runs out or the routing gate fails; Interrupted after SIGINT or SIGTERM.
+    """
+    device = launch.device_of(params.train)
+    planned = plan.make(params, tokens, tokenizer)
+    begin = None
+    if launch.rank() == 0:
+        plan.remarks(planned, params)
+        begin = resumption.find(params, tokens, tokenizer, runs, resume)
+        if begin.checkpoint is None:
+            console.say(f"train: {huggingface.prove_exportable(params.model, planned.vocab_size)}")
+    fabric = launch.fabric_for(params.train, device)
+    fabric.launch()
+    begin = fabric.broadcast(begin)
+    sizes = (params.model, params.train, planned.count.total, planned.vocab_size, fabric.device)
+    try:
+        with memory.explained(*sizes), Interruption() as interruption:
+            trainer = _Trainer(params, planned, fabric, begin, interruption)
+            return trainer.run(into, tokenizer, live, plots, run)
+    except BaseException:
+        launch.end_children(fabric)
+        raise
+    finally:
+        launch.leave_group()
+
+
+class _Trainer:
+    """One run on one rank: what is trained, how far it is, and what is written on the way."""
+
+    def __init__(
+        self,
+        params: Params,
+        planned: plan.Plan,
+        fabric: Fabric,
+        begin: resumption.Beginning,
+        interruption: Interruption,
+    ) -> None:
+        self.params, self.plan, self.fabric, self.begin = params, planned, fabric, begin
+        self.config, self.interruption = params.train, interruption
+        random.seed(self.config.seed)
+        np.random.seed(self.config.seed % 2**32)
+        torch.manual_seed(self.config.seed)
+        self.gpt = self._model()
+        self.objective = Objective(self.gpt, self.config, planned.end_id)
+        self.module = fabric.setup_module(self.objective)
+        self.optimizers = optim.build(self.objective, self.config.optimizer, fabric.device)
+        self.step = Step(fabric, self.module, self.optimizers, self.config)
+        self.gate = Gate(self.config.routing_gate, planned.total_steps)
+        self.done, self.bad_steps, self._elapsed = 0, 0, 0.0
+        self.last: dict[str, float] = {}  # the latest of each metric
+        compiled = self._restore() if begin.checkpoint else False
+        self.first = self.done
+        self.compiling = Compiling(self.gpt, self.config.compile, fabric.device, compiled)
+        self._resumed_at = time.perf_counter()
+
+    # --- what is trained ----------------------------------------------------------------------------------------------
+
+    def _model(self) -> build.MoEGPT:
+        config, model, device = self.config, self.params.model, self.fabric.device
+        dtype = torch.bfloat16 if config.precision == "bf16-true" else None
+        gpt = build.build(model, self.plan.vocab_size, seed=config.seed, device=device, dtype=dtype)
+        if config.initial_checkpoint and self.begin.checkpoint is None:
+            _take_weights(gpt, Path(config.initial_checkpoint))
+        if config.activation_checkpointing:
+            for block in [module for module in gpt.modules() if isinstance(module, Block)]:
+                block.forward = _Recomputed(block.forward)
+        return gpt
+
+    def run(self, into: Path, tokenizer: Path, live: Path, plots: Path, tracker: tracking.Run | None) -> dict[str, Any]:
+        """Train to the end, save the model, return the report."""
+        chief = self.fabric.is_global_zero
+        self.history = History(self.begin.folder, live, tracker, self.done) if chief else None
+        self.peak, self.peak_origin = hardware.peak_flops(self.fabric.device, self.config.precision)
+        self._announce()
+        reason = self._steps()
+        self._save(finished=True)
+        model = self._whole_model()
+        if self.history is None:
+            return {}
+        checkpoint_folder.save(model, into, tokenizer)
+        routing = self.gate.report()
+        loads = [layer["tokens_per_expert"] for layer in routing["layers"]]
+        plots_of(self.history, loads, plots)
+        if tracker is not None and loads:
+            tracker.log_heatmap("expert load", loads, tokens=self._tokens(), x="expert", y="MoE layer")
+        self.history.close()
+        self._forget_finished_runs()
+        return self._report(reason, routing)
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def _steps(self) -> str:
+        """Train until a bound is met; say which."""
+        config, total = self.config, self.plan.total_steps
+        pin = self.fabric.device.type == "cuda"
+        batches = data.batches(
+            self.plan.samples, config, self.done, self.fabric.global_rank, self.fabric.world_size, pin
+        )
+        self._resumed_at = self._window_begun = time.perf_counter()
+        self._paused = 0.0
+        self.module.train()
+        reason = self._stop_reason()
+        left = (total - self.done) * self.plan.tokens_per_step
+        with console.progress("train", left, "tokens") as advance:
+            while reason is None:
+                lr = optim.set_learning_rates(self.optimizers, config.schedule, self.done, total)
+                self.step(self.done, batches)
+                self.done += 1
+                self.compiling.after_step(total - self.done)
+                look = self.done == total or (config.eval_every and self.done % config.eval_every == 0)
+                log = look or self.done % config.log_every == 0
+                if log:
+                    self._log(lr, self._pause(self._validate) if look else None)
+                elif self.fabric.device.type == "cpu":  # where looking costs nothing
+                    self._refuse_bad_steps(*self.step.window.bad_in_row())
+                if self.fabric.is_global_zero:
+                    loss = self.last.get("lm_loss")
+                    advance(self.plan.tokens_per_step, f"loss {loss:.3f}" if loss is not None else "")
+                if log or self.fabric.world_size == 1:  # ranks have to agree, and that is a wait
+                    self._stop_if_asked()
+                    reason = self._stop_reason()
+                if reason is None and self.done % config.checkpoint_every == 0:
+                    self._pause(self._save)
+        return reason
+
+    def _stop_reason(self) -> str | None:
+        minutes = self.config.max_minutes
+        if self.done >= self.plan.total_steps:
+            return self.plan.bound
+        if minutes is not None and self._agreed(self.elapsed >= 60 * minutes):
+            return "max_minutes"
+        return None
+
+    def _stop_if_asked(self) -> None:
+        if number := self._agreed(self.interruption.number):
+            self._save()
+            raise Interrupted(
+                number,
+                f"stopped by {'SIGINT' if number == 2 else 'SIGTERM'} after step {self.done} of "
+                f"{self.plan.total_steps}; a checkpoint is in {self.begin.folder}: the same command goes on from there",
+            )
+
+    def _agreed(self, value: int | bool) -> int:
+        """The largest of the ranks' values."""
+        if self.fabric.world_size == 1:
+            return int(value)
+        return int(self.fabric.all_reduce(torch.tensor(int(value), device=self.fabric.device), reduce_op="max"))
+
+    def _pause(self, work: Any) -> Any:
+        """Do what is no training; it does not count in the window's tokens per second."""
+        begun = time.perf_counter()
+        result = work()
+        self._paused += time.perf_counter() - begun
+        return result
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Loss on the val samples that `eval_samples` asks for, nats a token."""
+        config, fabric = self.config, self.fabric
+        self.module.eval()
+        total = torch.zeros(2, device=fabric.device)
+        for tokens_BS in data.spread(
+            self.plan.val, config.eval_samples, fabric.global_rank, fabric.world_size, config.micro_batch_size
+        ):
+            loss, _ = self.module(tokens_BS.to(fabric.device))
+            total += torch.stack(
+                [loss.float() * len(tokens_BS), torch.tensor(float(len(tokens_BS)), device=loss.device)]
+            )
+        self.module.train()
+        total = fabric.all_reduce(total, reduce_op="sum") if fabric.world_size > 1 else total
+        return float(total[0] / total[1])
+
+    # --- what is told -------------------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        count, world = self.plan.count, self.fabric.world_size
+        steps = self.plan.total_steps - self.done
+        if self.begin.checkpoint:
+            state = "this run was finished before" if steps == 0 else f"resumed from step {self.done}"
+            again = "; --resume never trains it again" if steps == 0 else ""
+            console.say(f"train: {state} ({self.begin.checkpoint.path}){again}")
+        tokens = steps * self.plan.tokens_per_step
+        rate = self.peak * world * _SHARE_OF_PEAK[self.fabric.device.type]
+        device = str(self.fabric.device) if world == 1 else f"{world} × {self.fabric.device.type}"
+        console.say(
+            f"train: {count.total / 1e6:,.2f} M parameters ({count.active / 1e6:,.2f} M active), {tokens:,} tokens to go "
+            f"({steps:,} steps of {self.plan.tokens_per_step:,}), {self.plan.epochs:.2f} epochs in all, on {device} in "
+            f"{self.config.precision}; about {console.duration(tokens * self.plan.flops_per_token / rate)}"
+        )
+
+    def _log(self, lr: float, val_loss: float | None) -> None:
+        reading: Reading = self.step.window.read(self.fabric)
+        self._refuse_bad_steps(reading.bad_in_row, reading.first_bad)
+        self.bad_steps += reading.bad_steps
+        now = time.perf_counter()
+        rate = reading.steps * self.plan.tokens_per_step / max(1e-9, now - self._window_begun - self._paused)
+        self._window_begun, self._paused = now, 0.0
+        weighted = self.config.balance_coef * reading.balance + self.config.z_loss_coef * reading.z
+        metrics: dict[str, float | None] = {
+            "step": self.done,
+            "tokens": self._tokens(),
+            "seconds": round(self.elapsed, 3),
+            "loss": reading.lm + weighted,
+            "val_loss": val_loss,
+            "lm_loss": reading.lm,
+            "lr": lr,
+            "grad_norm": reading.grad_norm,
+            "tokens_per_second": rate,
+            "mfu": rate * self.plan.flops_per_token / (self.peak * self.fabric.world_size),
+            "bad_steps": self.bad_steps,
+        }
+        if reading.layers:
+            metrics |= {
+                "balance_loss": reading.balance,
+                "z_loss": reading.z,
+                "load_entropy": min(layer.load_entropy for layer in reading.layers),
+                "max_violation": max(layer.max_violation for layer in reading.layers),
+                "dead_experts": max(layer.dead_experts for layer in reading.layers),
+                "router_confidence": sum(layer.confidence for layer in reading.layers) / len(reading.layers),
+            }
+        known = {name: value for name, value in metrics.items() if value is not None}
+        self.last |= known
+        if self.history is not None:
+            self.history.add(known, reading.layers)
+        self.gate.look(self.done, reading.layers)
+
+    def _refuse_bad_steps(self, in_row: int, first: int) -> None:
+        if in_row <= self.config.max_bad_steps:
+            return
+        micro = data.positions(self.config, first, self.fabric.global_rank, self.fabric.world_size)
+        samples = [int(i) for positions in micro for i in self.plan.samples.index(positions)]
+        raise UserError(
+            f"the gradient was not finite (nan or inf) in {in_row} steps in a row, from step {first} on "
+            f"(train.max_bad_steps = {self.config.max_bad_steps}); those steps were left out and the checkpoints in "
+            f"{self.begin.folder} are good. Batch of step {first}: samples {_shortened(samples)} of data/tokens/train. "
+            f"Try a lower train.optimizer.lr (now {self.config.optimizer.lr:g}), a longer warm-up, train.precision bf16-mixed, "
+            f"or train.optimizer.grad_clip below {self.config.optimizer.grad_clip or 1:g}"
+        )
+
+    def _report(self, reason: str, routing: dict[str, Any]) -> dict[str, Any]:
+        count, tokens = self.plan.count, self._tokens()
+        rate = tokens / self.elapsed if self.elapsed else 0.0
+        return {
+            "loss": self.last.get("lm_loss"),
+            "val_loss": self.last.get("val_loss"),
+            "steps": self.done,
+            "tokens": tokens,
+            "epochs": tokens / (self.plan.samples.count * self.plan.samples.block_size),
+            "stopped_by": reason,
+            "seconds": self.elapsed,
+            "tokens_per_second": rate,
+            "mfu": rate * self.plan.flops_per_token / (self.peak * self.fabric.world_size),
+            "peak_flops": {"per_device": self.peak, "origin": self.peak_origin},
+            "flops_per_token": self.plan.flops_per_token,
+            "parameters": {"total": count.total, "active": count.active},
+            "bad_steps": self.bad_steps,
+            "device": self.fabric.device.type,
+            "devices": self.fabric.world_size,
+            "precision": self.config.precision,
+            "compiled": self.compiling.done,
+            "resumed_from": self.first if self.begin.checkpoint else None,
+            "routing": routing,
+        }
+
+    # --- how far it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, those before a resumption included."""
+        return self._elapsed + time.perf_counter() - self._resumed_at
+
+    def _tokens(self) -> int:
+        return self.done * self.plan.tokens_per_step
+
+    def _save(self, finished: bool = False) -> None:
+        """Write a checkpoint; every rank must call it."""
+        generators: list[Any] = [None] * self.fabric.world_size
+        if self.fabric.world_size > 1:
+            torch.distributed.all_gather_object(generators, checkpoint.random_state())
+        else:
+            generators = [checkpoint.random_state()]
+        state = {
+            "model": checkpoint.model_state(self.gpt),
+            "optimizers": [checkpoint.optimizer_state(optimizer) for optimizer in self.optimizers],
+            "loss_scale": self.step.scale.state() if self.step.scale else None,
+            "random": generators,
+            "gate": self.gate.state(),
+            "last": self.last,
+            "bad_steps": self.bad_steps,
+            "compiled": self.compiling.done,
+            "elapsed": self.elapsed,
+        }
+        if self.fabric.is_global_zero:
+            meta = {"identity": self.begin.identity, "finished": finished}
+            keep = 1 if finished else self.config.keep_checkpoints
+            checkpoint.save(self.begin.folder, self.done, state, meta, keep)
+        self.fabric.barrier()
+
+    def _restore(self) -> bool:
+        """Take up the state of the checkpoint; return whether that run was compiled."""
+        assert self.begin.checkpoint is not None
+        state = self.begin.checkpoint.load()
+        checkpoint.load_model_state(self.gpt, state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            checkpoint.load_optimizer_state(optimizer, saved)
+        if self.step.scale and state["loss_scale"]:
+            self.step.scale.load(state["loss_scale"])
+        if len(state["random"]) == self.fabric.world_size:
+            checkpoint.load_random_state(state["random"][self.fabric.global_rank])
+        self.gate.load(state["gate"])
+        self.done, self.last, self.bad_steps = self.begin.checkpoint.step, state["last"], state["bad_steps"]
+        self._elapsed = state["elapsed"]
+        return bool(state["compiled"])
+
+    def _whole_model(self) -> build.MoEGPT:
+        """The model with all of its weights in this process (with FSDP each rank has a share); on every rank."""
+        if self.config.strategy != "fsdp":
+            return self.gpt
+        state = checkpoint.model_state(self.gpt)
+        dtype = next(iter(state.values())).dtype
+        gpt = build.materialize(build.on_meta(self.params.model, self.plan.vocab_size, dtype))
+        checkpoint.load_model_state(gpt, state)
+        return gpt
+
+    def _forget_finished_runs(self) -> None:
+        """Keep the last checkpoint of this run, in case that DVC asks for it again, and of no other finished run."""
+        for folder in self.begin.folder.parent.iterdir():
+            if folder != self.begin.folder and folder.is_dir() and checkpoint.is_finished(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Recomputed:
+    """A block's forward whose activations are not kept but computed again in backward (Chen et al. 2016)."""
+
+    def __init__(self, forward: Any) -> None:
+        self._forward = forward
+
+    def __call__(self, *args: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self._forward(*args)
+        return recomputed(self._forward, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def _take_weights(gpt: build.MoEGPT, folder: Path) -> None:
+    """Begin with the weights of a litgpt folder. Raises UserError where it holds another architecture."""
+    other = checkpoint_folder.load(folder)
+    try:
+        gpt.load_state_dict(other.state_dict())
+    except RuntimeError:
+        mine, theirs = vars(gpt.config), vars(other.config)
+        differing = [
+            f"{k}: {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs.get(k) and k != "name"
+        ]
+        raise UserError(f"train.initial_checkpoint = {folder} is of another model: {'; '.join(differing)}") from None
+
+
+def _shortened(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:8]))
+    return f"{shown}, … ({len(numbers)} in all)" if len(numbers) > 8 else shown

@@ -1,0 +1,115 @@
+"""What training takes of memory, counted; and what to lower when it runs out.
+
+need = count(params, n_parameters, rows).total          # bytes on one device
+with explained(params, ...): ...                        # out of memory becomes advice with figures
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline import console
+from pipeline.errors import UserError
+from pipeline.params import Model, Train
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int  # with the logits
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    def __str__(self) -> str:
+        parts = ("weights", "gradients", "optimizer", "activations")
+        return ", ".join(f"{part} {console.size(getattr(self, part))}" for part in parts)
+
+
+def count(model: Model, train: Train, n_parameters: int, rows: int) -> Memory:
+    """What a step needs at its peak; `rows` of the head. The state is exact, activations within some ten percent."""
+    weight = 2 if train.precision == "bf16-true" else 4
+    # adamw8bit: two moments of a byte, and a float32 scale for each block of 256. muon: one moment, for most weights.
+    optimizer = {"adamw": 2 * weight, "muon": weight, "adamw8bit": 2 + 2 * 4 / 256}[train.optimizer.name]
+    shards = train.devices * train.num_nodes if train.strategy == "fsdp" else 1
+    share = n_parameters / shards
+    return Memory(
+        round(share * weight), round(share * weight), round(share * optimizer), _activations(model, train, rows)
+    )
+
+
+def _activations(model: Model, train: Train, rows: int) -> int:
+    """What a forward keeps for its backward, and the logits.
+
+    Per token a layer keeps both norms' inputs and outputs, queries, keys, values, attention's output, and for each
+    expert visited its input, output and four widths (of a dense MLP four widths). With checkpointing it keeps its
+    input, and one layer at a time all.
+    """
+    size = 4 if train.precision == "32-true" else 2
+    tokens = train.micro_batch_size * train.block_size
+    head = model.head_size or model.n_embd // model.n_head
+    attention = 6 * model.n_embd + (2 * model.n_head + 2 * model.n_query_groups) * head
+    expert = model.n_expert_per_token * (2 * model.n_embd + 4 * model.moe_intermediate_size)
+    expert += 4 * model.n_shared_expert * model.moe_intermediate_size
+    moe = set(model.moe_layers)
+    layers = [attention + (expert if i in moe else 4 * model.intermediate_size) for i in range(model.n_layer)]
+    kept = sum(layers) if not train.activation_checkpointing else max(layers) + model.n_layer * model.n_embd
+    logits = min(tokens, train.loss_chunk or tokens) * rows * (size + 2 * 4)  # and in float32, with their gradient
+    return round(kept * size * tokens + logits)
+
+
+@contextmanager
+def explained(model: Model, train: Train, n_parameters: int, rows: int, device: torch.device) -> Iterator[None]:
+    """Turn running out of memory in the block into a UserError that says what to lower, and what that saves."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_shortage(error):
+            raise
+        raise UserError(advice(model, train, n_parameters, rows, device)) from error
+
+
+def advice(model: Model, train: Train, n_parameters: int, rows: int, device: torch.device) -> str:
+    """What a step needs, and each change that lowers it, the most useful first."""
+    now = count(model, train, n_parameters, rows)
+    here = ""
+    if device.type == "cuda":
+        here = f" of {console.size(torch.cuda.get_device_properties(device).total_memory)} on {device}"
+    optimizer = train.optimizer.model_copy(update={"name": "adamw8bit"})
+    changes: list[tuple[str, dict[str, Any]]] = [
+        (
+            f"train.micro_batch_size={max(1, train.micro_batch_size // 2)}",
+            {"micro_batch_size": max(1, train.micro_batch_size // 2)},
+        ),
+        ("train.activation_checkpointing=true", {"activation_checkpointing": True}),
+        ("train.loss_chunk=1024", {"loss_chunk": 1024}),
+    ]
+    if device.type == "cuda":
+        changes += [
+            ("train.precision=bf16-true", {"precision": "bf16-true"}),
+            ("train.optimizer.name=adamw8bit", {"optimizer": optimizer}),
+        ]
+    saved = []
+    for words, update in changes:
+        less = now.total - count(model, train.model_copy(update=update), n_parameters, rows).total
+        if less > 0:
+            saved.append((less, words))
+    lines = [f"  -S {words} saves about {console.size(less)}" for less, words in sorted(saved, reverse=True)]
+    return "\n".join([f"out of memory: a step needs about {console.size(now.total)}{here} ({now}).", *lines])
+
+
+def _is_shortage(error: BaseException) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "can't allocate memory" in text
+        or "out of memory" in text
+    )

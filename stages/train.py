@@ -1,0 +1,50 @@
+"""Train the model on data/tokens into models/litgpt, going on where a stopped run of the same parameters was."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline import console, params
+from pipeline.errors import UserError
+from pipeline.stage import CHECKPOINT, REPORTS, RUNS, TOKENIZER, TOKENS, stage
+from pipeline.training.identity import resume_key
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(help=__doc__)
+def main(
+    params_file: Annotated[Path, typer.Option(help="Parameters of the run.")] = Path("params.yaml"),
+    resume: Annotated[
+        str,
+        typer.Option(
+            envvar="MOE_RESUME",
+            help="auto: from the same run's newest whole checkpoint; never: from the start; or a checkpoint's path.",
+        ),
+    ] = "auto",
+) -> None:
+    from pipeline.training import launch, loop
+    from pipeline.training.interruption import Interrupted
+
+    places = {"runs": RUNS, "live": REPORTS / "live", "plots": REPORTS / "plots" / "train", "resume": resume}
+    if launch.rank():  # another process of the same run: it computes, rank 0 reports
+        try:
+            loop.train(params.load(params_file), TOKENS, TOKENIZER, CHECKPOINT, **places)
+        except (UserError, Interrupted):
+            raise typer.Exit(1) from None
+        return
+    key = resume_key(params_file, TOKENS, TOKENIZER) if resume == "auto" else None
+    with stage("train", params_file, resume_key=key) as job:
+        try:
+            report = loop.train(job.params, TOKENS, TOKENIZER, CHECKPOINT, run=job.run, **places)
+        except Interrupted as interrupted:
+            console.warn(f"train: {interrupted}")
+            raise typer.Exit(interrupted.exit_code) from None
+        loss = f"val loss {report['val_loss']:.3f} after {report['tokens']:,} tokens"
+        speed = f"{report['tokens_per_second']:,.0f} tokens/s over {console.duration(report['seconds'])}"
+        job.finish(report, [CHECKPOINT], f"{loss}, {speed}")
+
+
+if __name__ == "__main__":
+    app()
