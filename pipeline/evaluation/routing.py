@@ -1,0 +1,139 @@
+"""What the experts do with a token set: load, dead experts, favourite tokens, and how far layers agree.
+
+    with watched_choices(model) as choices:
+        model.hidden(idx_BT)
+    choices_NLK = choices.gathered(scored_BT)
+    report = describe(choices_NLK, tokens_N, n_expert=8, moe_layers=[0, 1, 2, 3], name=lambda token: "…")
+
+Dimensions: B windows, T tokens in a window, N scored tokens, L layers with experts, E experts, K experts of a token,
+V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.model.routing import Router
+
+_FAVOURITES = 8  # tokens named for each expert
+
+
+@dataclass
+class Choices:
+    """The experts that each MoE layer chose in one forward, in the order of the layers."""
+
+    index_NK: list[torch.Tensor] = field(default_factory=list)
+
+    def gathered(self, scored_BT: np.ndarray) -> np.ndarray:
+        """[N, L, K] of the positions that `scored_BT` marks, row by row; L = K = 0 for a dense model."""
+        if not self.index_NK:
+            return np.zeros((int(scored_BT.sum()), 0, 0), np.uint16)
+        index_NLK = torch.stack(self.index_NK, dim=1).to(torch.int16).cpu().numpy().view(np.uint16)
+        return index_NLK[scored_BT.reshape(-1)]
+
+
+@contextmanager
+def watched_choices(model: nn.Module) -> Iterator[Choices]:
+    """Collect what the routers choose during the forward in the block."""
+    choices = Choices()
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    hooks = [router.register_forward_hook(lambda _m, _in, out: choices.index_NK.append(out[1])) for router in routers]
+    try:
+        yield choices
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def describe(
+    choices_NLK: np.ndarray, tokens_N: np.ndarray, n_expert: int, moe_layers: list[int], name: Callable[[int], str]
+) -> dict[str, Any]:
+    """Everything the report shows about routing; {} for a dense model.
+
+    `tokens_N[i]` is the token that made the choices `choices_NLK[i]`; `name` gives its text. `load[l][e]` is the share
+    of the visits of layer l that expert e had, `agreement[l][m]` how far the first choices of two layers go together
+    (`agreement` below).
+    """
+    if not choices_NLK.size:
+        return {}
+    n_layer = choices_NLK.shape[1]
+    visits_LE = np.stack([np.bincount(choices_NLK[:, la].ravel(), minlength=n_expert) for la in range(n_layer)])
+    load_LE = visits_LE / visits_LE.sum(axis=1, keepdims=True)
+    entropy_L = [_entropy(load) / math.log(n_expert) if n_expert > 1 else 1.0 for load in load_LE]
+    first_NL = choices_NLK[:, :, 0]
+    return {
+        "layers": moe_layers,
+        "visits": visits_LE.tolist(),
+        "load": load_LE.tolist(),
+        "load_entropy": entropy_L,
+        "max_violation": [float(load.max() * n_expert - 1) for load in load_LE],
+        "dead_experts": [int((visits == 0).sum()) for visits in visits_LE],
+        "agreement": [[agreement(first_NL[:, i], first_NL[:, j]) for j in range(n_layer)] for i in range(n_layer)],
+        "told_by_token": [token_information(first_NL[:, la], tokens_N) for la in range(n_layer)],
+        "favourites": [favourites(choices_NLK[:, la], tokens_N, n_expert, name) for la in range(n_layer)],
+    }
+
+
+def agreement(a_N: np.ndarray, b_N: np.ndarray) -> float:
+    """Mutual information of two labellings over the geometric mean of their entropies: 0 unrelated, 1 the same.
+
+    Experts have no common numbering between layers, so only what one choice tells of the other can be compared
+    (normalized mutual information, Strehl and Ghosh 2002). A labelling that never varies agrees with nothing: 0.
+    """
+    joint = np.zeros((int(a_N.max()) + 1, int(b_N.max()) + 1))
+    np.add.at(joint, (a_N, b_N), 1)
+    joint /= joint.sum()
+    entropy_a, entropy_b = _entropy(joint.sum(axis=1)), _entropy(joint.sum(axis=0))
+    if not entropy_a or not entropy_b:
+        return 0.0
+    return max(0.0, (entropy_a + entropy_b - _entropy(joint.ravel())) / math.sqrt(entropy_a * entropy_b))
+
+
+def token_information(expert_N: np.ndarray, tokens_N: np.ndarray) -> float:
+    """Share of the uncertainty about the expert that knowing the token takes away: I(expert; token) / H(expert)."""
+    joint = np.unique(tokens_N * (int(expert_N.max()) + 1) + expert_N, return_counts=True)[1]
+    entropy = _entropy(np.bincount(expert_N) / len(expert_N))
+    if not entropy:
+        return 0.0
+    token = np.unique(tokens_N, return_counts=True)[1]
+    return (entropy + _entropy(token / len(tokens_N)) - _entropy(joint / len(tokens_N))) / entropy
+
+
+def favourites(
+    choices_NK: np.ndarray, tokens_N: np.ndarray, n_expert: int, name: Callable[[int], str]
+) -> list[list[dict[str, Any]]]:
+    """For each expert the tokens it takes more than its share of, weightiest first.
+
+    Ranked by visits × log(share of the token's visits that this expert has / its share of all visits): what the token
+    adds to the mutual information of token and expert, so both rare tokens and tokens that go everywhere stay behind.
+    """
+    vocabulary, token_N = np.unique(tokens_N, return_inverse=True)
+    visits_VE = np.zeros((len(vocabulary), n_expert))
+    for k in range(choices_NK.shape[1]):
+        np.add.at(visits_VE, (token_N, choices_NK[:, k]), 1)
+    share_VE = visits_VE / visits_VE.sum(axis=1, keepdims=True)
+    load_E = visits_VE.sum(axis=0) / visits_VE.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weight_VE = np.nan_to_num(visits_VE * np.log(share_VE / load_E), neginf=0.0)
+    result = []
+    for e in range(n_expert):
+        best = np.argsort(-weight_VE[:, e], kind="stable")[:_FAVOURITES]
+        result.append(
+            [
+                {"token": name(int(vocabulary[v])), "visits": int(visits_VE[v, e]), "share": float(share_VE[v, e])}
+                for v in best
+                if weight_VE[v, e] > 0
+            ]
+        )
+    return result
+
+
+def _entropy(p: np.ndarray) -> float:
+    p = p[p > 0]
+    return float(-(p * np.log(p)).sum())
