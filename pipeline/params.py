@@ -158,7 +158,9 @@ class Tokenizer(Section):
     split_digits: bool = Field(description="one token a digit")
     min_frequency: Positive = Field(description="pairs seen less often are not merged")
     train_bytes: Positive | None = Field(description="bytes of text the tokenizer is trained on; null: all")
-    chunk_tokens: Positive = Field(description="tokens in a litdata chunk")
+    chunk_tokens: Annotated[int, Field(ge=1, le=2**30 - 3)] = Field(
+        description="tokens in a litdata chunk, whose offsets are 32-bit byte counts"
+    )
 
     @model_validator(mode="after")
     def _kind_fits(self) -> Self:
@@ -168,8 +170,15 @@ class Tokenizer(Section):
             least = 256 + 1 + len(self.special_tokens)
             if self.vocab_size < least:
                 raise ValueError(f"vocab_size: {self.vocab_size} is too small; 256 bytes and the markers need {least}")
+        if self.kind != "train" and self.vocab_size is not None:
+            raise ValueError(f"vocab_size: {self.vocab_size}; kind: {self.kind} has its own, so allowed: null")
         if self.kind == "adopt" and not self.path:
             raise ValueError("path: name the tokenizer to adopt (folder, tokenizer.json, *.model or Hub id)")
+        if self.kind != "adopt" and (self.path or self.revision):
+            raise ValueError(f"path: {self.path!r} at {self.revision!r} means nothing with kind: {self.kind}; set null")
+        markers = [self.end_token, *self.special_tokens]
+        if len(set(markers)) < len(markers) or "" in markers:
+            raise ValueError(f"special_tokens: {self.special_tokens}; allowed: not empty, each once, not the end_token")
         return self
 
 

@@ -8,6 +8,7 @@ written without it, so a model trained here never sees it.
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,23 @@ def _spaces(tokenizer: Tokenizer, proto: Any) -> None:
     if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend("▁"))
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+
+    cuts = []
+    if proto.trainer_spec.model_type == _UNIGRAM:  # tokenizers' looks up all pieces in a text, markers too
+        cuts.append(_apart(piece.piece for piece in proto.pieces if piece.type not in (_NORMAL, _USER_DEFINED)))
     if not any(re.search("[^▁]▁", piece.piece) for piece in proto.pieces if piece.type == _NORMAL):
         # No piece goes on past the end of a word, so words can be looked up one by one: the same ids, faster.
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("▁+[^▁]*|[^▁]+"), "isolated")
+        cuts.append("▁+[^▁]*|[^▁]+")
+    splits = [pre_tokenizers.Split(Regex(cut), "isolated") for cut in cuts]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
     back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*back, *([decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else [])])
+
+
+def _apart(markers: Iterable[str]) -> str:
+    """A pattern for the first character of a marker that is spelt out in a text: cut there, it is no marker."""
+    rests: dict[str, list[str]] = {}
+    for marker in markers:
+        if len(marker) > 1:
+            rests.setdefault(marker[0], []).append(re.escape(marker[1:]))
+    return "|".join(f"{re.escape(first)}(?=(?:{'|'.join(rest)}))" for first, rest in rests.items()) or r"(?!)"

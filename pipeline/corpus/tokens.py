@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from pipeline import console, params
 from pipeline.corpus import tokenizer as vocabulary
 from pipeline.errors import UserError
+from pipeline.files import written_whole
 
 _BATCH_CHARS = 1_000_000  # encoded at a time
 _PIECE_CHARS = 500_000  # a longer document is encoded in pieces
@@ -42,11 +43,13 @@ _EMPTY = {
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write(params: params.Tokenizer, tokenizer: Path, clean: Path, into: Path) -> dict[str, Any]:
+def write(
+    params: params.Tokenizer, tokenizer: Path, clean: Path, into: Path, plots: Path | None = None
+) -> dict[str, Any]:
     """Tokenize data/clean/{train,val} with the tokenizer in a folder into `into`/{train,val}; return the report.
 
-    Tokens are uint16 where the vocabulary allows, else int32. Memory does not grow with the corpus. Raises UserError
-    if a split holds no documents.
+    Tokens are uint16 where the vocabulary allows, else int32. Memory does not grow with the corpus. Draws
+    `plots`/tokens.png. Raises UserError if a split holds no documents.
     """
     encoder, end = vocabulary.load(tokenizer), vocabulary.end_id(tokenizer)
     n_vocab = vocabulary.vocab_size(tokenizer)
@@ -63,6 +66,8 @@ def write(params: params.Tokenizer, tokenizer: Path, clean: Path, into: Path) ->
             if not tally.documents:
                 raise UserError(f"{clean / split} holds no documents; {_EMPTY[split]}")
         report[split] = tally.report(encoder)
+        if plots and split == "train":
+            _draw(tally.counts, plots / "tokens.png")
     return report
 
 
@@ -150,6 +155,20 @@ def _count_words(text: bytes) -> int:
     return int(np.count_nonzero(blank[:-1] & ~blank[1:])) + int(len(blank) > 0 and not blank[0])
 
 
+def _draw(counts: np.ndarray, path: Path) -> None:
+    """How often each token of the training set is used, by rank; a straight line is Zipf's law."""
+    from matplotlib.figure import Figure
+
+    used = np.sort(counts[counts > 0])[::-1]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.loglog(np.arange(1, len(used) + 1), used)
+    axes.set(xlabel="rank", ylabel="uses", title=f"{len(used):,} of {len(counts):,} tokens used in training text")
+    axes.grid(alpha=0.3)
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
+
+
 class _Writer:
     """Chunks of `chunk_tokens` tokens (the last one shorter), index.json, and where documents start.
 
@@ -210,23 +229,23 @@ class _Tally:
     def __init__(self, n_vocab: int) -> None:
         self.documents = 0
         self._bytes = self._characters = self._words = 0
-        self._counts = np.zeros(n_vocab, dtype=np.int64)
+        self.counts = np.zeros(n_vocab, dtype=np.int64)
 
     def add(self, batch: _Batch) -> None:
         self.documents += len(batch.ends)
         self._bytes += batch.n_bytes
         self._characters += batch.n_characters
         self._words += batch.n_words
-        self._counts += np.bincount(batch.ids, minlength=len(self._counts))
+        self.counts += np.bincount(batch.ids, minlength=len(self.counts))
 
     def report(self, encoder: Tokenizer) -> dict[str, Any]:
-        n_tokens = int(self._counts.sum())
+        n_tokens = int(self.counts.sum())
         of_text = n_tokens - self.documents  # without the end markers
         byte_of = vocabulary.token_bytes(encoder)
         foreign = [token_id for token_id, byte in byte_of.items() if byte >= b"\x80"]
         unknown = encoder.token_to_id(getattr(encoder.model, "unk_token", None) or "")
-        order = np.argsort(-self._counts, kind="stable")
-        used = order[self._counts[order] > 0]
+        order = np.argsort(-self.counts, kind="stable")
+        used = order[self.counts[order] > 0]
         return {
             "documents": self.documents,
             "bytes": self._bytes,
@@ -236,8 +255,8 @@ class _Tally:
             "bytes_per_token": self._bytes / max(of_text, 1),
             "characters_per_token": self._characters / max(of_text, 1),
             "tokens_per_word": of_text / max(self._words, 1),
-            "unknown_share": float(self._counts[unknown]) / n_tokens if unknown is not None else 0.0,
-            "fallback_share": float(self._counts[foreign].sum()) / n_tokens,
+            "unknown_share": float(self.counts[unknown]) / n_tokens if unknown is not None else 0.0,
+            "fallback_share": float(self.counts[foreign].sum()) / n_tokens,
             "vocabulary_used": len(used),
             "most_used": [self._shown(encoder, i) for i in used[:_SHOWN]],
             "least_used": [self._shown(encoder, i) for i in used[::-1][:_SHOWN]],
@@ -245,7 +264,7 @@ class _Tally:
 
     def _shown(self, encoder: Tokenizer, token_id: int) -> dict[str, Any]:
         token = encoder.decode([int(token_id)], skip_special_tokens=False)
-        return {"id": int(token_id), "token": token, "count": int(self._counts[token_id])}
+        return {"id": int(token_id), "token": token, "count": int(self.counts[token_id])}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
