@@ -284,6 +284,40 @@ class Model(Section):
         return "MixtralForCausalLM" if plain else "Qwen2MoeForCausalLM"
 
     @property
+    def gguf_architecture(self) -> str:
+        """Name of the architecture of llama.cpp that computes this model; ValueError where there is none.
+
+        What each can do stands in llama.cpp's src/models/{llama,qwen3,qwen2moe,qwen3moe}.cpp.
+        """
+        stock = self.stock_class
+        if stock == "Glm4MoeForCausalLM":
+            raise ValueError("router: sigmoid has no GGUF form in this project; take softmax, or export.gguf: []")
+        architecture = {
+            "LlamaForCausalLM": "llama",
+            "Qwen3ForCausalLM": "qwen3",
+            "MixtralForCausalLM": "llama",
+            "Qwen2MoeForCausalLM": "qwen2moe",
+            "Qwen3MoeForCausalLM": "qwen3moe",
+        }[stock]
+        if architecture != "llama" and self.rope_scaling:
+            raise ValueError(f"rope_scaling: llama.cpp has none for {architecture}; take null, or export.gguf: []")
+        if architecture.endswith("moe") and len(self.moe_layers) < self.n_layer:
+            raise ValueError(
+                f"moe_every: llama.cpp has no dense layers in {architecture}; take moe_every: 1 and "
+                "first_k_dense_replace: 0, or export.gguf: []"
+            )
+        if architecture.endswith("moe") and self.norm_topk_prob != (architecture == "qwen3moe"):
+            raise ValueError(
+                f"norm_topk_prob: llama.cpp's {architecture} has {str(not self.norm_topk_prob).lower()}; "
+                "take that, or export.gguf: []"
+            )
+        if architecture == "qwen2moe" and not self.n_shared_expert:
+            raise ValueError("n_shared_expert: llama.cpp's qwen2moe needs one; or set export.gguf: []")
+        if architecture == "qwen2moe" and (self.head_size or 0) * self.n_head not in (0, self.n_embd):
+            raise ValueError("head_size: llama.cpp's qwen2moe has n_embd / n_head; take null, or export.gguf: []")
+        return architecture
+
+    @property
     def moe_layers(self) -> list[int]:
         """Indices (from 0) of the layers that hold experts."""
         if not self.n_expert:
@@ -430,6 +464,15 @@ class Params(Section):
                 f"train.block_size: {self.train.block_size} is more than the model's context; "
                 f"allowed: 1 to model.block_size = {self.model.block_size}"
             )
+        if self.export.gguf:
+            try:
+                _ = self.model.gguf_architecture
+            except ValueError as error:
+                raise ValueError(f"model.{error}") from None
+            if self.tokenizer.kind not in ("train", "adopt"):
+                raise ValueError(
+                    f"export.gguf: llama.cpp has no tokenizer of kind {self.tokenizer.kind}; take [] or kind: train"
+                )
         if self.evaluate.stride is not None and self.evaluate.stride > self.train.block_size:
             raise ValueError(
                 f"evaluate.stride: {self.evaluate.stride}; allowed: 1 to train.block_size = {self.train.block_size}"
@@ -481,7 +524,9 @@ def _explain(problem: dict[str, Any], raw: dict[str, Any]) -> str:
     if kind == "extra_forbidden":
         known = _known_names(location[:-1], source)
         near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else f"known: {', '.join(known)}"
+        hint = (
+            f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else f"known: {', '.join(known)}"
+        )
         return f"{path} = {value!r}: no such parameter; {hint}"
     if kind == "missing":
         return f"{path}: missing; every parameter stands in params.yaml (configs/ has the defaults)"

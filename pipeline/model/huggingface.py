@@ -20,16 +20,18 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pipeline import params
 from pipeline.errors import UserError
 from pipeline.files import written_whole
-from pipeline.model import build
-from pipeline.model.stock import stock_config, to_stock
+from pipeline.model import build, checkpoint_folder
+from pipeline.model.stock import CONFIGS, from_stock, model_of, stock_config, to_stock
 
 TOLERANCE = 1e-4  # largest difference of a logit, in float32
 _TIE = 1e-5  # an expert is chosen by less than this (relative): rounding may choose another
@@ -121,8 +123,8 @@ def prove_exportable(model: params.Model, vocab_size: int) -> str:
         _write(ours, folder, ours.config.vocab_size, torch.float32, 5_000_000_000, {})
         parity = compare(ours, folder, ours.config.vocab_size)
     return (
-        f"{model.stock_class} loads an export of this architecture{shrunk}: logits equal to "
-        f"{parity.max_logit_difference:.0e} at {parity.positions} positions, {parity.generated} greedy tokens equal"
+        f"{model.stock_class} loads an export of this architecture{shrunk}: logits at most "
+        f"{parity.max_logit_difference:.0e} apart at {parity.positions} positions, {parity.generated} greedy tokens equal"
     )
 
 
@@ -156,6 +158,57 @@ def compare(model: build.MoEGPT, folder: Path, vocab_size: int, seed: int = 0) -
     if other_BT[:, new - 1 :].any():
         raise RuntimeError(f"{type(stock).__name__} continues a prompt with other tokens than the model")
     return Parity(difference, compared, idx_BT.numel() - compared, int((~tied_BT[:, new - 1 :]).sum()))
+
+
+def from_huggingface(folder: Path, into: Path) -> params.Model:
+    """Turn a folder of a stock class, as it comes from the Hub, into a litgpt checkpoint folder in float32.
+
+    Returns the model's parameters: training goes on with `train.initial_checkpoint: into` and `model` like these.
+    Raises UserError for a folder, a class or a setting that our models do not have.
+    """
+    config = _read_config(folder)
+    model = model_of(config, f"{folder / 'config.json'}")
+    state = from_stock({k: v.float() for k, v in _read_safetensors(folder).items()}, model)
+    ours = build.on_meta(model, config.vocab_size)
+    wrong = [k for k, v in ours.state_dict().items() if v.shape != state[k].shape]
+    if wrong:
+        raise UserError(f"{folder}: {wrong[0]} has shape {list(state[wrong[0]].shape)}; config.json says otherwise")
+    build.materialize(ours).load_state_dict(state)
+    with tempfile.TemporaryDirectory(prefix="moe-import-") as place:
+        for name in _TOKENIZER_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, Path(place) / name)
+        checkpoint_folder.save(ours, into, Path(place))
+    return model
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        name = raw["architectures"][0]
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no config.json there; give a folder that transformers can load") from None
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise UserError(f"{path} is no configuration of a transformers model (no architectures in it)") from None
+    if name not in CONFIGS:
+        raise UserError(f"{path}: a {name}; allowed: {', '.join(CONFIGS)}")
+    return CONFIGS[name].from_dict(raw)
+
+
+def _read_safetensors(folder: Path) -> dict[str, Tensor]:
+    index = folder / "model.safetensors.index.json"
+    try:
+        files = ["model.safetensors"]
+        if index.is_file():
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if any(Path(name).name != name for name in files):
+            raise UserError(f"{index} names files outside {folder}")
+        return {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: {error.filename or error} is missing; only safetensors are read") from None
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} holds damaged weights ({error}); fetch it again") from None
 
 
 def load_stock(folder: Path) -> PreTrainedModel:

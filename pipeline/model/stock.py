@@ -10,6 +10,7 @@ Legend: C n_embd, H head_size, Q n_head, G n_query_groups, E n_expert, V vocabul
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from transformers import (
     Glm4MoeConfig,
     LlamaConfig,
@@ -96,6 +97,124 @@ def stock_config(model: params.Model, intermediate_size: int, vocab_size: int, *
     config = CONFIGS[name](**settings)
     config.architectures = [name]
     return config
+
+
+def model_of(config: PretrainedConfig, place: str) -> params.Model:
+    """The inverse of `stock_config`: our parameters for a stock configuration read from `place`.
+
+    Raises UserError, naming the setting, for what our models do not have.
+    """
+    name = (config.architectures or ["?"])[0]
+    if name not in CONFIGS:
+        raise UserError(f"{place}: a {name}; allowed: {', '.join(CONFIGS)}")
+    _refuse_foreign_settings(config, place)
+    rope = config.rope_parameters
+    dense = name in _DENSE
+    sparse = [] if dense else _sparse_layers(config, name)
+    every, first = _spacing(sparse, config.num_hidden_layers, place)
+    expert_width = (
+        config.intermediate_size if name == "MixtralForCausalLM" else getattr(config, "moe_intermediate_size", 1)
+    )
+    shared = getattr(config, "n_shared_experts", 0) or 0
+    if name == "Qwen2MoeForCausalLM":
+        shared, rest = divmod(config.shared_expert_intermediate_size, expert_width)
+        if rest:
+            raise UserError(
+                f"{place}: shared_expert_intermediate_size = {config.shared_expert_intermediate_size}; "
+                f"allowed: multiples of moe_intermediate_size = {expert_width}"
+            )
+    scaling = {ours: rope[theirs] for ours, theirs in _ROPE.items()} if rope["rope_type"] == "llama3" else None
+    try:
+        model = params.Model(
+            vocab_size=config.vocab_size,
+            padding_multiple=1,
+            block_size=config.max_position_embeddings,
+            n_layer=config.num_hidden_layers,
+            n_embd=config.hidden_size,
+            n_head=config.num_attention_heads,
+            head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            n_query_groups=config.num_key_value_heads,
+            norm_qk=name in _QK_NORM or bool(getattr(config, "use_qk_norm", False)),
+            norm_eps=config.rms_norm_eps,
+            tie_embeddings=config.tie_word_embeddings,
+            rope_base=rope["rope_theta"],
+            rope_scaling=scaling,
+            intermediate_size=config.intermediate_size,
+            n_expert=0 if dense else config.num_local_experts if name == "MixtralForCausalLM" else _n_expert(config),
+            n_expert_per_token=0 if dense else config.num_experts_per_tok,
+            moe_intermediate_size=expert_width,
+            n_shared_expert=shared,
+            moe_every=every,
+            first_k_dense_replace=first,
+            router="sigmoid" if name == "Glm4MoeForCausalLM" else "softmax",
+            norm_topk_prob=getattr(config, "norm_topk_prob", True),
+            routed_scaling_factor=getattr(config, "routed_scaling_factor", 1.0),
+            twin="none",
+        )
+    except ValidationError as error:
+        raise UserError(f"{place}: {error}") from None
+    if model.stock_class != name:
+        raise UserError(f"{place}: a {name} in a form that this project writes as {model.stock_class}; not supported")
+    return model
+
+
+_ROPE = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_block_size": "original_max_position_embeddings",
+}
+_ONLY: dict[str, tuple[Any, ...]] = {  # setting of any stock class → what we have; None: the class lacks it
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "qkv_bias": (False, None),
+    "decoder_sparse_step": (1, None),
+    "n_group": (1, None),
+    "topk_group": (1, None),
+    "quantization_config": (None,),
+    "pretraining_tp": (1, None),
+}
+
+
+def _refuse_foreign_settings(config: PretrainedConfig, place: str) -> None:
+    for setting, allowed in _ONLY.items():
+        if (value := getattr(config, setting, None)) not in allowed:
+            raise UserError(f"{place}: {setting} = {value!r}; only {allowed[0]!r} is supported here")
+    window = getattr(config, "sliding_window", None)
+    if window and window < config.max_position_embeddings and getattr(config, "use_sliding_window", True):
+        raise UserError(f"{place}: sliding_window = {window}; only attention to the whole context is supported here")
+    rope = config.rope_parameters
+    if rope["rope_type"] not in ("default", "llama3"):
+        raise UserError(f"{place}: rope_type = {rope['rope_type']}; allowed: default, llama3")
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"{place}: partial_rotary_factor = {rope['partial_rotary_factor']}; allowed: 1.0")
+    if rope["rope_theta"] != int(rope["rope_theta"]):
+        raise UserError(f"{place}: rope_theta = {rope['rope_theta']}; allowed: whole numbers")
+
+
+def _n_expert(config: PretrainedConfig) -> int:
+    return getattr(config, "n_routed_experts", None) or config.num_experts
+
+
+def _sparse_layers(config: PretrainedConfig, name: str) -> list[int]:
+    layers = range(config.num_hidden_layers)
+    if name == "MixtralForCausalLM":
+        return list(layers)
+    if name == "Glm4MoeForCausalLM":
+        return list(layers[config.first_k_dense_replace :])
+    return [layer for layer in layers if layer not in config.mlp_only_layers]
+
+
+def _spacing(sparse: list[int], n_layer: int, place: str) -> tuple[int, int]:
+    """(moe_every, first_k_dense_replace) that give just these MoE layers."""
+    if not sparse:
+        return 1, 0
+    for every in range(1, n_layer + 1):
+        for first in range(n_layer):
+            if sparse == [i for i in range(first, n_layer) if (i + 1) % every == 0]:
+                return every, first
+    raise UserError(f"{place}: MoE layers {sparse}; only every n-th layer after the first k is supported here")
 
 
 def names(model: params.Model) -> dict[str, str]:

@@ -1,0 +1,33 @@
+"""Stage export: models/litgpt → models/hf, for stock transformers. Run as `python -m stages.export` from the root."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.files import written_whole
+from pipeline.stage import CHECKPOINT, HUGGINGFACE, REPORTS, stage
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(params: Annotated[Path, typer.Option(help="Parameters of the run.")] = Path("params.yaml")) -> None:
+    """Write the trained model for transformers (and llama.cpp), proved equal to what was trained."""
+    with stage("export", params) as job:
+        from pipeline.model import build, card, checkpoint_folder, gguf, huggingface
+
+        export = job.params.export
+        model = checkpoint_folder.load(CHECKPOINT)
+        with written_whole(HUGGINGFACE) as folder:
+            report = huggingface.to_huggingface(model, CHECKPOINT, folder, export.dtype, export.max_shard_bytes)
+            report["active_parameters"] = build.count(model.params, report["vocab_size"]).active
+            for kind in export.gguf:
+                gguf.write(model, CHECKPOINT, folder / f"{export.name}-{kind}.gguf", kind, export.name)
+            card.write(job.params, REPORTS, folder, report)
+        proof = f"logits within {report['max_logit_difference']:.0e}, {report['greedy_tokens_equal']} tokens equal"
+        job.finish(report, wrote=[HUGGINGFACE], summary=f"{report['class']} in {export.dtype}, {proof}")
+
+
+if __name__ == "__main__":
+    app()
