@@ -1,0 +1,39 @@
+"""Stage clean: data/raw → data/clean/{train,val}. Run as `python -m stages.clean` from the root."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.stage import CLEAN, RAW, REPORTS, stage
+
+app = typer.Typer(add_completion=False)
+
+
+class Runner(StrEnum):
+    native = "native"
+    ray = "ray"
+
+
+@app.command()
+def main(
+    params: Annotated[Path, typer.Option(help="Parameters of the run.")] = Path("params.yaml"),
+    runner: Annotated[
+        Runner | None,
+        typer.Option(help="native: this machine's cores; ray: a Ray cluster. Unset: ray when RAY_ADDRESS is set."),
+    ] = None,
+) -> None:
+    """Repair, normalise, filter and deduplicate the documents, and split them into train and val."""
+    with stage("clean", params) as job:
+        from pipeline.corpus import cleaning
+
+        report = cleaning.clean(job.params.clean, RAW, CLEAN, REPORTS / "plots", runner)
+        kept, val = report["documents_out"], report["val"]["documents"]
+        job.finish(
+            report, wrote=[CLEAN], summary=f"{kept:,} of {report['documents_in']:,} documents, {val:,} of them val"
+        )
+
+
+if __name__ == "__main__":
+    app()
