@@ -61,7 +61,7 @@ def imported(module: Path, root: Path) -> set[Path]:
         if path.suffix == ".py":
             todo += [found for name in _imports(_parsed(path)) for found in _files(name, root)]
             todo += [template for template in path.parent.glob("*.jinja") if template.name in path.read_text("utf-8")]
-    return {path for path in seen if path.stat().st_size}  # an empty __init__.py says nothing
+    return {path for path in seen if path.suffix != ".py" or _says_something(_parsed(path))}
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
@@ -82,7 +82,12 @@ def _files(name: str, root: Path) -> list[Path]:
     return [path for path in [*packages, root.joinpath(*parts).with_suffix(".py")] if path.is_file()]
 
 
-def _parsed(path: Path) -> ast.AST:
+def _says_something(tree: ast.Module) -> bool:
+    """False for a file without a statement, such as an __init__.py with its docstring alone."""
+    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in tree.body)
+
+
+def _parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
