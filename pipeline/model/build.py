@@ -76,36 +76,22 @@ class MoEGPT(GPT):
         super().__init__(config)
         self.params = model
         for i, block in enumerate(self.transformer.h):
-            block.mlp = (
-                MoE(config, model.norm_topk_prob)
-                if i in model.moe_layers
-                else LLaMAMLP(config)
-            )
+            block.mlp = MoE(config, model.norm_topk_prob) if i in model.moe_layers else LLaMAMLP(config)
         self.tie_weights()
 
     def tie_weights(self) -> None:
         if self.params.tie_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
 
-    def hidden(
-        self,
-        idx_BT: Tensor,
-        position_BT: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
+    def hidden(self, idx_BT: Tensor, position_BT: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """What the head multiplies: [B, T, C] after the last norm.
 
         `position_BT` and `mask` as `documents` makes them; without them one causal sequence each row.
         """
         if idx_BT.size(1) > self.max_seq_length:
-            raise ValueError(
-                f"{idx_BT.size(1)} tokens; at most max_seq_length = {self.max_seq_length}"
-            )
+            raise ValueError(f"{idx_BT.size(1)} tokens; at most max_seq_length = {self.max_seq_length}")
         if position_BT is None:
-            cos, sin = (
-                self.cos[None, : idx_BT.size(1)],
-                self.sin[None, : idx_BT.size(1)],
-            )
+            cos, sin = (self.cos[None, : idx_BT.size(1)], self.sin[None, : idx_BT.size(1)])
         else:
             cos, sin = self.cos[position_BT], self.sin[position_BT]
         x_BTC = self.transformer.wte(idx_BT)
@@ -164,9 +150,7 @@ def materialize(gpt: MoEGPT, device: torch.device | str | None = None) -> MoEGPT
 
 
 def _cast(gpt: MoEGPT, dtype: torch.dtype) -> MoEGPT:
-    for (
-        parameter
-    ) in gpt.parameters():  # buffers (rotary tables, the router's bias) stay in float32
+    for parameter in gpt.parameters():  # buffers (rotary tables, the router's bias) stay in float32
         parameter.data = parameter.data.to(dtype)
     return gpt
 
@@ -183,15 +167,9 @@ def _initialize(gpt: MoEGPT, seed: int) -> None:
             continue
         to_residual = name.endswith(("proj.weight", "down_ECI"))
         std = 0.02 / math.sqrt(2 * gpt.config.n_layer) if to_residual else 0.02
-        stream = int.from_bytes(
-            hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8],
-            "little",
-            signed=True,
-        )
+        stream = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little", signed=True)
         generator = torch.Generator().manual_seed(stream)
-        parameter.copy_(
-            torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
-        )
+        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -222,11 +200,7 @@ def count(model: Model, vocab_size: int) -> Count:
     model = resolved(model, vocab_size)
     gpt = on_meta(model, vocab_size)
     cfg = gpt.config
-    padding = (
-        (cfg.padded_vocab_size - _rows(model, vocab_size))
-        * cfg.n_embd
-        * (1 if model.tie_embeddings else 2)
-    )
+    padding = (cfg.padded_vocab_size - _rows(model, vocab_size)) * cfg.n_embd * (1 if model.tie_embeddings else 2)
     total = sum(p.numel() for p in gpt.parameters())
     idle, products = 0, gpt.lm_head.weight.numel()
     for block in gpt.transformer.h:
@@ -236,14 +210,7 @@ def count(model: Model, vocab_size: int) -> Count:
             idle += idle_here
             products -= idle_here
         products += sum(p.numel() for p in block.parameters() if p.dim() > 1)
-    return Count(
-        total - padding,
-        total - padding - idle,
-        padding,
-        products,
-        cfg.n_layer,
-        cfg.n_head * cfg.head_size,
-    )
+    return Count(total - padding, total - padding - idle, padding, products, cfg.n_layer, cfg.n_head * cfg.head_size)
 
 
 # --- dense twins ------------------------------------------------------------------------------------------------------
@@ -259,17 +226,12 @@ def resolved(model: Model, vocab_size: int) -> Model:
     target = getattr(count(plain, vocab_size), model.twin)
 
     def dense(width: int) -> Model:
-        return plain.model_copy(
-            update={"n_expert": 0, "n_expert_per_token": 0, "intermediate_size": width}
-        )
+        return plain.model_copy(update={"n_expert": 0, "n_expert_per_token": 0, "intermediate_size": width})
 
     narrow = count(dense(1), vocab_size).total
     per_width = count(dense(2), vocab_size).total - narrow
     ideal = 1 + (target - narrow) / per_width
-    for width in (
-        8 * round(ideal / 8),
-        round(ideal),
-    ):  # whole rows of 16 bytes where that is close enough
+    for width in (8 * round(ideal / 8), round(ideal)):  # whole rows of 16 bytes where that is close enough
         if width > 0 and abs(width - ideal) * per_width <= 0.0025 * target:
             return dense(width)
     return dense(max(1, round(ideal)))

@@ -30,27 +30,16 @@ def save(model: MoEGPT, folder: Path, tokenizer: Path | None = None) -> None:
     """Write the model, and the files of the `tokenizer` folder, to `folder`; a previous one is replaced at the end."""
     with written_whole(folder) as partial:
         partial.mkdir()
-        torch.save(
-            {
-                name: tensor.detach().cpu()
-                for name, tensor in model.state_dict().items()
-            },
-            partial / WEIGHTS,
-        )
+        torch.save({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, partial / WEIGHTS)
         _write_yaml(partial / CONFIG, dataclasses.asdict(model.config))
-        params = {
-            "vocab_size": model.config.vocab_size,
-            "model": model.params.model_dump(mode="json"),
-        }
+        params = {"vocab_size": model.config.vocab_size, "model": model.params.model_dump(mode="json")}
         _write_yaml(partial / PARAMS, params)
         for file in sorted(tokenizer.iterdir()) if tokenizer else []:
             if file.is_file() and file.name not in (WEIGHTS, CONFIG, PARAMS):
                 shutil.copy2(file, partial / file.name)
 
 
-def load(
-    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> MoEGPT:
+def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> MoEGPT:
     """Read a folder that `save` or litgpt wrote; `dtype`: as stored if None.
 
     Raises UserError for a folder that is missing, damaged, holds code, or holds a model that is not ours to run.
@@ -72,9 +61,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing; a litgpt checkpoint folder has {WEIGHTS} and {CONFIG}"
-        ) from None
+        raise UserError(f"{path} is missing; a litgpt checkpoint folder has {WEIGHTS} and {CONFIG}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(value, dict):
@@ -84,18 +71,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _described(folder: Path) -> tuple[Model, int]:
     if not folder.is_dir():
-        raise UserError(
-            f"{folder} is no folder; train a model first (dvc repro train), or name a litgpt checkpoint"
-        )
+        raise UserError(f"{folder} is no folder; train a model first (dvc repro train), or name a litgpt checkpoint")
     if not (folder / PARAMS).exists():
         return foreign(folder / CONFIG)
     described = _read_yaml(folder / PARAMS)
     try:
         return Model.model_validate(described["model"]), int(described["vocab_size"])
     except (KeyError, TypeError, ValueError, ValidationError) as error:
-        raise UserError(
-            f"{folder / PARAMS} does not describe a model of this version: {error}"
-        ) from None
+        raise UserError(f"{folder / PARAMS} does not describe a model of this version: {error}") from None
 
 
 _ONLY = {  # what litgpt's Config can say beyond us, and the value that we have
@@ -131,23 +114,15 @@ def foreign(path: Path) -> tuple[Model, int]:
         raise UserError(f"{path} is no litgpt config: {error}") from None
     for name, ours in _ONLY.items():
         if getattr(config, name) != ours:
-            raise UserError(
-                f"{path}: {name} = {getattr(config, name)!r}; only {ours!r} is supported here"
-            )
+            raise UserError(f"{path}: {name} = {getattr(config, name)!r}; only {ours!r} is supported here")
     if config.mlp_class_name not in ("LLaMAMLP", "LLaMAMoE"):
-        raise UserError(
-            f"{path}: mlp_class_name = {config.mlp_class_name}; allowed: LLaMAMLP, LLaMAMoE"
-        )
+        raise UserError(f"{path}: mlp_class_name = {config.mlp_class_name}; allowed: LLaMAMLP, LLaMAMoE")
     if config.n_topk_groups != config.n_expert_groups:
-        raise UserError(
-            f"{path}: n_topk_groups = {config.n_topk_groups}; only all groups are supported here"
-        )
+        raise UserError(f"{path}: n_topk_groups = {config.n_topk_groups}; only all groups are supported here")
     adjust = config.rope_adjustments
     names = {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}
     if adjust is not None and set(adjust) != names:
-        raise UserError(
-            f"{path}: rope_adjustments has {sorted(adjust)}; only Llama 3's {sorted(names)} is supported"
-        )
+        raise UserError(f"{path}: rope_adjustments has {sorted(adjust)}; only Llama 3's {sorted(names)} is supported")
     moe = config.mlp_class_name == "LLaMAMoE"
     sigmoid = bool(config.n_expert_groups)
     try:
@@ -164,25 +139,16 @@ def foreign(path: Path) -> tuple[Model, int]:
             norm_eps=config.norm_eps,
             tie_embeddings=False,  # litgpt keeps two matrices; equal ones stay equal
             rope_base=config.rope_base,
-            rope_scaling=None
-            if adjust is None
-            else {
-                "original_block_size" if k == "original_max_seq_len" else k: v
-                for k, v in adjust.items()
-            },
+            rope_scaling=None if adjust is None else _rope_scaling(adjust),
             intermediate_size=config.intermediate_size,
             n_expert=config.n_expert if moe else 0,
             n_expert_per_token=config.n_expert_per_token if moe else 0,
-            moe_intermediate_size=(
-                config.moe_intermediate_size or config.intermediate_size
-            ),
+            moe_intermediate_size=(config.moe_intermediate_size or config.intermediate_size),
             n_shared_expert=(config.n_shared_expert or 0) if moe else 0,
             moe_every=1,
             first_k_dense_replace=config.first_k_dense_replace or 0,
             router="sigmoid" if sigmoid else "softmax",
-            norm_topk_prob=config.norm_topk_prob
-            if sigmoid
-            else True,  # litgpt's softmax router always normalizes
+            norm_topk_prob=config.norm_topk_prob if sigmoid else True,  # litgpt's softmax router always normalizes
             routed_scaling_factor=config.routed_scaling_factor,
             twin="none",
         )
@@ -192,9 +158,7 @@ def foreign(path: Path) -> tuple[Model, int]:
 
 
 def _rope_scaling(adjust: dict[str, Any]) -> RopeScaling:
-    rest = {
-        name: value for name, value in adjust.items() if name != "original_max_seq_len"
-    }
+    rest = {name: value for name, value in adjust.items() if name != "original_max_seq_len"}
     return RopeScaling(original_block_size=adjust["original_max_seq_len"], **rest)
 
 
@@ -202,42 +166,25 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing; a litgpt checkpoint folder has {WEIGHTS} and {CONFIG}"
-        ) from None
+        raise UserError(f"{path} is missing; a litgpt checkpoint folder has {WEIGHTS} and {CONFIG}") from None
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} holds more than tensors, or is no checkpoint; it is not opened ({reason})"
-        ) from None
+        raise UserError(f"{path} holds more than tensors, or is no checkpoint; it is not opened ({reason})") from None
     except (RuntimeError, EOFError, ValueError, OSError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path} is damaged ({reason}); write the checkpoint anew, or take another"
-        ) from None
+        raise UserError(f"{path} is damaged ({reason}); write the checkpoint anew, or take another") from None
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]  # litgpt's trainer wraps it
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(v, torch.Tensor) for v in state.values())
-    ):
-        raise UserError(
-            f"{path} holds no state dict of tensors; expected what torch.save(model.state_dict()) writes"
-        )
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path} holds no state dict of tensors; expected what torch.save(model.state_dict()) writes")
     return state
 
 
-def _refuse_differences(
-    path: Path, gpt: MoEGPT, state: dict[str, torch.Tensor]
-) -> None:
+def _refuse_differences(path: Path, gpt: MoEGPT, state: dict[str, torch.Tensor]) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in gpt.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     wrong = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    wrong += [
-        f"{name} is not of this model"
-        for name in sorted(found.keys() - expected.keys())
-    ]
+    wrong += [f"{name} is not of this model" for name in sorted(found.keys() - expected.keys())]
     wrong += [
         f"{name} is {found[name]}, the config says {expected[name]}"
         for name in sorted(expected.keys() & found.keys())
@@ -245,6 +192,4 @@ def _refuse_differences(
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UserError(
-            f"{path} does not fit the model beside it: {'; '.join(wrong[:5])}{more}"
-        )
+        raise UserError(f"{path} does not fit the model beside it: {'; '.join(wrong[:5])}{more}")

@@ -15,12 +15,7 @@ from torch import Tensor
 
 
 def experts(
-    x_NC: Tensor,
-    weight_NK: Tensor,
-    order_S: Tensor,
-    end_E: Tensor,
-    gate_up_EJC: Tensor,
-    down_ECI: Tensor,
+    x_NC: Tensor, weight_NK: Tensor, order_S: Tensor, end_E: Tensor, gate_up_EJC: Tensor, down_ECI: Tensor
 ) -> Tensor:
     """Σ_k weight[n, k] · down_e(silu(gate_e(x_n)) · up_e(x_n)) with e the expert of visit (n, k): [N, C].
 
@@ -28,14 +23,10 @@ def experts(
     """
     n_per_token = weight_NK.size(1)
     token_S = order_S // n_per_token
-    place_NK = torch.empty_like(order_S).scatter_(
-        0, order_S, torch.arange(order_S.size(0), device=order_S.device)
-    )
+    place_NK = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(order_S.size(0), device=order_S.device))
     place_NK = place_NK.view(-1, n_per_token)
     if x_NC.device.type == "cpu":
-        return _experts_cpu(
-            x_NC, weight_NK, token_S, place_NK, end_E, gate_up_EJC, down_ECI
-        )[0]
+        return _experts_cpu(x_NC, weight_NK, token_S, place_NK, end_E, gate_up_EJC, down_ECI)[0]
     x_SC = _Spread.apply(x_NC, token_S, place_NK)
     weight_S1 = weight_NK.reshape(-1, 1)[order_S]
     products = _grouped if _has_grouped_mm(x_NC, down_ECI) else _blocked
@@ -76,25 +67,16 @@ class _Gather(torch.autograd.Function):
 
 
 def _has_grouped_mm(x: Tensor, down_ECI: Tensor) -> bool:
-    aligned = (
-        down_ECI.size(1) % 8 == 0 and down_ECI.size(2) % 8 == 0
-    )  # rows of 16 bytes
+    aligned = down_ECI.size(1) % 8 == 0 and down_ECI.size(2) % 8 == 0  # rows of 16 bytes
     return (
         x.device.type == "cuda"
         and x.dtype == torch.bfloat16
         and aligned
-        and torch.cuda.get_device_capability(x.device)[0]
-        in (9, 10)  # elsewhere torch loops, with a wait per call
+        and torch.cuda.get_device_capability(x.device)[0] in (9, 10)  # elsewhere torch loops, with a wait per call
     )
 
 
-def _grouped(
-    x_SC: Tensor,
-    weight_S1: Tensor,
-    end_E: Tensor,
-    gate_up_EJC: Tensor,
-    down_ECI: Tensor,
-) -> Tensor:
+def _grouped(x_SC: Tensor, weight_S1: Tensor, end_E: Tensor, gate_up_EJC: Tensor, down_ECI: Tensor) -> Tensor:
     h_SJ = F.grouped_mm(x_SC, gate_up_EJC.mT, offs=end_E)
     return F.grouped_mm(_swiglu(h_SJ) * weight_S1, down_ECI.mT, offs=end_E)
 
@@ -104,38 +86,20 @@ def _swiglu(h_J: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def _blocked(
-    x_SC: Tensor,
-    weight_S1: Tensor,
-    end_E: Tensor,
-    gate_up_EJC: Tensor,
-    down_ECI: Tensor,
-) -> Tensor:
+def _blocked(x_SC: Tensor, weight_S1: Tensor, end_E: Tensor, gate_up_EJC: Tensor, down_ECI: Tensor) -> Tensor:
     """Each expert's slice is padded to whole blocks; their number has a bound that depends on shapes alone."""
     n_visits, n_expert = x_SC.size(0), end_E.size(0)
-    block = max(
-        16, -(-n_visits // (64 * n_expert)) * 16
-    )  # a quarter of an even load: padding adds an eighth or so
+    block = max(16, -(-n_visits // (64 * n_expert)) * 16)  # a quarter of an even load: padding adds an eighth or so
     n_blocks = -(-n_visits // block) + n_expert
     count_E = end_E.diff(prepend=end_E.new_zeros(1))
     last_block_E = ((count_E + block - 1) // block).cumsum(0)
-    expert_b = torch.searchsorted(
-        last_block_E, torch.arange(n_blocks, device=x_SC.device), right=True
-    )
-    expert_b = expert_b.clamp(
-        max=n_expert - 1
-    )  # blocks past the last expert's hold nothing
-    shift_E = (last_block_E - (count_E + block - 1) // block) * block - (
-        end_E - count_E
-    )
+    expert_b = torch.searchsorted(last_block_E, torch.arange(n_blocks, device=x_SC.device), right=True)
+    expert_b = expert_b.clamp(max=n_expert - 1)  # blocks past the last expert's hold nothing
+    shift_E = (last_block_E - (count_E + block - 1) // block) * block - (end_E - count_E)
     visit_S = torch.arange(n_visits, device=x_SC.device)
     expert_S = torch.searchsorted(end_E, visit_S, right=True, out_int32=True)
     row_S = visit_S + shift_E[expert_S]
-    x_bmC = (
-        x_SC.new_zeros(n_blocks * block, x_SC.size(1))
-        .index_copy(0, row_S, x_SC)
-        .view(n_blocks, block, -1)
-    )
+    x_bmC = x_SC.new_zeros(n_blocks * block, x_SC.size(1)).index_copy(0, row_S, x_SC).view(n_blocks, block, -1)
     h_bmJ = torch.bmm(x_bmC, gate_up_EJC[expert_b].mT)
     y_bmC = torch.bmm(_swiglu(h_bmJ), down_ECI[expert_b].mT)
     return y_bmC.flatten(0, 1)[row_S] * weight_S1
@@ -161,13 +125,8 @@ def _experts_cpu(
     for e, begin, end in _slices(end_E):
         h_MJ = h_SJ[begin:end]
         torch.mm(x_NC.index_select(0, token_S[begin:end]), gate_up_EJC[e].T, out=h_MJ)
-        torch.mm(
-            F.silu(h_MJ[:, :width]).mul_(h_MJ[:, width:]),
-            down_ECI[e].T,
-            out=y_SC[begin:end],
-        )
-    y_NC = torch.bmm(weight_NK[:, None], y_SC[place_NK])[:, 0]
-    return y_NC, h_SJ, y_SC
+        torch.mm(F.silu(h_MJ[:, :width]).mul_(h_MJ[:, width:]), down_ECI[e].T, out=y_SC[begin:end])
+    return _sum_of_rows(y_SC, place_NK, weight_NK), h_SJ, y_SC
 
 
 @_experts_cpu.register_fake
@@ -207,32 +166,26 @@ def _experts_cpu_backward(
     weight_S1 = weight_S1.scatter_(0, place_NK.flatten(), weight_NK.flatten())[:, None]
     grad_weight_S = torch.empty_like(weight_S1[:, 0])
     grad_x_SC = torch.empty_like(y_SC)
-    grad_gate_up_EJC, grad_down_ECI = (
-        torch.zeros_like(gate_up_EJC),
-        torch.zeros_like(down_ECI),
-    )
+    grad_gate_up_EJC, grad_down_ECI = (torch.zeros_like(gate_up_EJC), torch.zeros_like(down_ECI))
     for e, begin, end in _slices(end_E):
+        if begin == end:
+            grad_gate_up_EJC[e].zero_()
+            grad_down_ECI[e].zero_()
+            continue
         token_M = token_S[begin:end]
         grad_MC = grad_NC.index_select(0, token_M)
-        torch.sum(grad_MC * y_SC[begin:end], 1, out=grad_weight_S[begin:end])
+        torch.linalg.vecdot(grad_MC, y_SC[begin:end], out=grad_weight_S[begin:end])
         grad_MC *= weight_S1[begin:end]
         gate_MI, up_MI = h_SJ[begin:end, :width], h_SJ[begin:end, width:]
         silu_MI = F.silu(gate_MI)
         torch.mm(grad_MC.T, silu_MI * up_MI, out=grad_down_ECI[e])
         grad_MI = grad_MC @ down_ECI[e]
         grad_h_MJ = h_SJ.new_empty(end - begin, 2 * width)
-        torch.ops.aten.silu_backward(
-            grad_MI * up_MI, gate_MI, grad_input=grad_h_MJ[:, :width]
-        )
         torch.mul(grad_MI, silu_MI, out=grad_h_MJ[:, width:])
+        torch.ops.aten.silu_backward(grad_MI.mul_(up_MI), gate_MI, grad_input=grad_h_MJ[:, :width])
         torch.mm(grad_h_MJ.T, x_NC.index_select(0, token_M), out=grad_gate_up_EJC[e])
         torch.mm(grad_h_MJ, gate_up_EJC[e], out=grad_x_SC[begin:end])
-    return (
-        grad_x_SC[place_NK].sum(1),
-        grad_weight_S[place_NK],
-        grad_gate_up_EJC,
-        grad_down_ECI,
-    )
+    return _sum_of_rows(grad_x_SC, place_NK), grad_weight_S[place_NK], grad_gate_up_EJC, grad_down_ECI
 
 
 @_experts_cpu_backward.register_fake
@@ -261,9 +214,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> N
 
 
 def _backward(ctx: Any, grad_NC: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    grad_x, grad_weight, grad_gate_up, grad_down = _experts_cpu_backward(
-        grad_NC.contiguous(), *ctx.saved_tensors
-    )
+    grad_x, grad_weight, grad_gate_up, grad_down = _experts_cpu_backward(grad_NC.contiguous(), *ctx.saved_tensors)
     return grad_x, grad_weight, None, None, None, grad_gate_up, grad_down
 
 
@@ -271,10 +222,11 @@ _experts_cpu.register_autograd(_backward, setup_context=_keep)
 
 
 def _slices(end_E: Tensor) -> list[tuple[int, int, int]]:
-    """(expert, begin, end) of each expert that has visits."""
+    """(expert, begin, end) of each expert."""
     ends = end_E.tolist()
-    return [
-        (e, begin, end)
-        for e, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))
-        if end > begin
-    ]
+    return [(e, begin, end) for e, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))]
+
+
+def _sum_of_rows(x_SC: Tensor, place_NK: Tensor, weight_NK: Tensor | None = None) -> Tensor:
+    """Σ_k weight[n, k] · x[place[n, k]] in one pass over memory, which is what an embedding bag is."""
+    return F.embedding_bag(place_NK, x_SC, mode="sum", per_sample_weights=weight_NK)

@@ -30,29 +30,19 @@ class MoE(nn.Module):
     def __init__(self, config: Config, norm_topk_prob: bool | None = None) -> None:
         super().__init__()
         if config.n_topk_groups != config.n_expert_groups:
-            raise ValueError(
-                f"n_topk_groups = {config.n_topk_groups}: only all {config.n_expert_groups} are supported"
-            )
+            raise ValueError(f"n_topk_groups = {config.n_topk_groups}: only all {config.n_expert_groups} are supported")
         kind = "sigmoid" if config.n_expert_groups else "softmax"
         if norm_topk_prob is None:
             norm_topk_prob = kind == "softmax" or config.norm_topk_prob
-        n_embd, n_expert, width = (
-            config.n_embd,
-            config.n_expert,
-            config.moe_intermediate_size,
-        )
+        n_embd, n_expert, width = (config.n_embd, config.n_expert, config.moe_intermediate_size)
         assert width is not None
-        self.gate = Router(
-            n_embd, n_expert, config.n_expert_per_token, kind, norm_topk_prob
-        )
+        self.gate = Router(n_embd, n_expert, config.n_expert_per_token, kind, norm_topk_prob)
         self.gate_up_EJC = nn.Parameter(torch.empty(n_expert, 2 * width, n_embd))
         self.down_ECI = nn.Parameter(torch.empty(n_expert, n_embd, width))
         nn.init.normal_(self.gate_up_EJC, std=0.02)
         nn.init.normal_(self.down_ECI, std=0.02)
         self.shared_experts = (
-            LLaMAMLP(config, intermediate_size=width * config.n_shared_expert)
-            if config.n_shared_expert
-            else None
+            LLaMAMLP(config, intermediate_size=width * config.n_shared_expert) if config.n_shared_expert else None
         )
         self.routed_scaling_factor = config.routed_scaling_factor
         self.watched = False  # record routing in eval mode too
@@ -66,24 +56,15 @@ class MoE(nn.Module):
         weight_NK, index_NK, logits_NE, probability_NE = self.gate(x_NC)
         order_S, end_E = dispatch(index_NK, self.down_ECI.size(0))
         if self.training or self.watched:
-            self.routing = observe(
-                end_E.diff(prepend=end_E.new_zeros(1)).long(), logits_NE, probability_NE
-            )
+            self.routing = observe(end_E.diff(prepend=end_E.new_zeros(1)).long(), logits_NE, probability_NE)
         if self.routed_scaling_factor != 1.0:
             weight_NK = weight_NK * self.routed_scaling_factor
         dtype = _compute_dtype(x_NC)
         y_NC = expert_kernels.experts(
-            x_NC.to(dtype),
-            weight_NK.to(dtype),
-            order_S,
-            end_E,
-            self.gate_up_EJC.to(dtype),
-            self.down_ECI.to(dtype),
+            x_NC.to(dtype), weight_NK.to(dtype), order_S, end_E, self.gate_up_EJC.to(dtype), self.down_ECI.to(dtype)
         )
         y_BTC = y_NC.view(x_BTC.shape)
-        return (
-            y_BTC if self.shared_experts is None else y_BTC + self.shared_experts(x_BTC)
-        )
+        return y_BTC if self.shared_experts is None else y_BTC + self.shared_experts(x_BTC)
 
 
 def dispatch(index_NK: Tensor, n_expert: int) -> tuple[Tensor, Tensor]:
@@ -98,18 +79,11 @@ def dispatch(index_NK: Tensor, n_expert: int) -> tuple[Tensor, Tensor]:
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     kind = x.device.type
-    return (
-        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    )
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def _to_litgpt_names(
-    module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any
-) -> None:
-    gate_up_EJC, down_ECI = (
-        state.pop(f"{prefix}gate_up_EJC"),
-        state.pop(f"{prefix}down_ECI"),
-    )
+def _to_litgpt_names(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    gate_up_EJC, down_ECI = (state.pop(f"{prefix}gate_up_EJC"), state.pop(f"{prefix}down_ECI"))
     for e in range(gate_up_EJC.size(0)):
         fc_1, fc_2 = gate_up_EJC[e].chunk(2)
         state[f"{prefix}experts.{e}.fc_1.weight"] = fc_1
@@ -117,18 +91,11 @@ def _to_litgpt_names(
         state[f"{prefix}experts.{e}.proj.weight"] = down_ECI[e]
 
 
-def _from_litgpt_names(
-    module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
-) -> None:
+def _from_litgpt_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     n_expert = module.get_parameter("down_ECI").size(0)
-    names = [
-        [f"{prefix}experts.{e}.{part}.weight" for e in range(n_expert)]
-        for part in ("fc_1", "fc_2", "proj")
-    ]
+    names = [[f"{prefix}experts.{e}.{part}.weight" for e in range(n_expert)] for part in ("fc_1", "fc_2", "proj")]
     if any(name not in state for part in names for name in part):
         return  # load_state_dict then names what is missing
     fc_1, fc_2, proj = ([state.pop(name) for name in part] for part in names)
-    state[f"{prefix}gate_up_EJC"] = torch.stack(
-        [torch.cat(pair) for pair in zip(fc_1, fc_2, strict=True)]
-    )
+    state[f"{prefix}gate_up_EJC"] = torch.stack([torch.cat(pair) for pair in zip(fc_1, fc_2, strict=True)])
     state[f"{prefix}down_ECI"] = torch.stack(proj)

@@ -36,14 +36,9 @@ class Router(nn.Module):
     section 2.1.2). `balance` moves the bias between steps. Parameter names are those of litgpt's routers.
     """
 
-    def __init__(
-        self,
-        n_embd: int,
-        n_expert: int,
-        n_expert_per_token: int,
-        kind: str,
-        normalize: bool,
-    ) -> None:
+    e_score_correction_bias: Tensor  # with kind sigmoid only
+
+    def __init__(self, n_embd: int, n_expert: int, n_expert_per_token: int, kind: str, normalize: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_expert, n_embd))
         nn.init.normal_(self.weight, std=0.02)
@@ -51,9 +46,7 @@ class Router(nn.Module):
         self.normalize = normalize
         self.kind = kind
         if kind == "sigmoid":
-            self.register_buffer(
-                "e_score_correction_bias", torch.zeros(n_expert, dtype=torch.float32)
-            )
+            self.register_buffer("e_score_correction_bias", torch.zeros(n_expert, dtype=torch.float32))
 
     def forward(self, x_NC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the chosen experts' weights [N, K] and indices [N, K], the logits [N, E] and distribution [N, E]."""
@@ -61,11 +54,7 @@ class Router(nn.Module):
             logits_NE = F.linear(x_NC.float(), self.weight.float())
             if self.kind == "sigmoid":
                 score_NE = logits_NE.sigmoid()
-                index_NK = (
-                    (score_NE.detach() + self.e_score_correction_bias)
-                    .topk(self.n_expert_per_token, -1)
-                    .indices
-                )
+                index_NK = (score_NE.detach() + self.e_score_correction_bias).topk(self.n_expert_per_token, -1).indices
                 probability_NE = score_NE / (score_NE.sum(-1, keepdim=True) + 1e-20)
             else:
                 index_NK = logits_NE.topk(self.n_expert_per_token, -1).indices
@@ -99,9 +88,8 @@ def routing(model: nn.Module) -> list[Routing]:
 
     Read it right after the forward: activation checkpointing runs forwards again during backward.
     """
-    return [
-        m.routing for m in model.modules() if getattr(m, "routing", None) is not None
-    ]
+    found = (getattr(module, "routing", None) for module in model.modules())
+    return [layer for layer in found if isinstance(layer, Routing)]
 
 
 @dataclass(frozen=True)
@@ -109,12 +97,8 @@ class RoutingStats:
     """One layer's routing over some steps, as numbers."""
 
     tokens_per_expert: list[int]
-    load_entropy: (
-        float  # entropy of the load over log(E): 1 is even, 0 is one expert for all
-    )
-    max_violation: (
-        float  # largest load / mean load - 1 (MaxVio of arXiv 2408.15664); 0 is even
-    )
+    load_entropy: float  # entropy of the load over log(E): 1 is even, 0 is one expert for all
+    max_violation: float  # largest load / mean load - 1 (MaxVio of arXiv 2408.15664); 0 is even
     dead_experts: int  # experts that saw no token
     probability: list[float]  # mean of the router's distribution
     router_entropy: float  # mean entropy of a token's distribution over log(E)
@@ -130,24 +114,15 @@ class RoutingTotals:
     def reset(self) -> None:
         self._forwards = 0
         self._count_LE: Tensor | None = None
-        self._mean_LX: Tensor | None = (
-            None  # probability, entropy and confidence side by side
-        )
+        self._mean_LX: Tensor | None = None  # probability, entropy and confidence side by side
 
     @torch.no_grad()
     def add(self, layers: list[Routing]) -> None:
         if not layers:
             return
         count_LE = torch.stack([layer.count_E for layer in layers])
-        mean_LX = torch.stack(
-            [
-                torch.cat([r.probability_E, r.entropy[None], r.confidence[None]])
-                for r in layers
-            ]
-        )
-        self._count_LE = (
-            count_LE if self._count_LE is None else self._count_LE + count_LE
-        )
+        mean_LX = torch.stack([torch.cat([r.probability_E, r.entropy[None], r.confidence[None]]) for r in layers])
+        self._count_LE = count_LE if self._count_LE is None else self._count_LE + count_LE
         self._mean_LX = mean_LX if self._mean_LX is None else self._mean_LX + mean_LX
         self._forwards += 1
 
@@ -160,10 +135,7 @@ class RoutingTotals:
             torch.distributed.all_reduce(count_LE)
             torch.distributed.all_reduce(mean_LX)
             mean_LX /= torch.distributed.get_world_size()
-        return [
-            _stats(count, mean)
-            for count, mean in zip(count_LE.tolist(), mean_LX.tolist(), strict=True)
-        ]
+        return [_stats(count, mean) for count, mean in zip(count_LE.tolist(), mean_LX.tolist(), strict=True)]
 
 
 def _stats(count: list[int], mean: list[float]) -> RoutingStats:
@@ -173,9 +145,7 @@ def _stats(count: list[int], mean: list[float]) -> RoutingStats:
     load = [c / total for c in count]
     return RoutingStats(
         tokens_per_expert=count,
-        load_entropy=-sum(f * math.log(f) for f in load if f) / even
-        if n_expert > 1
-        else 1.0,
+        load_entropy=-sum(f * math.log(f) for f in load if f) / even if n_expert > 1 else 1.0,
         max_violation=max(load) * n_expert - 1,
         dead_experts=count.count(0),
         probability=probability,

@@ -23,9 +23,7 @@ IGNORE = -100  # a target that counts for nothing
 # --- language modelling -----------------------------------------------------------------------------------------------
 
 
-def cross_entropy(
-    hidden_BTC: Tensor, head_VC: Tensor, target_BT: Tensor, chunk: int = 0
-) -> Tensor:
+def cross_entropy(hidden_BTC: Tensor, head_VC: Tensor, target_BT: Tensor, chunk: int = 0) -> Tensor:
     """Mean cross-entropy in nats over the targets that are not IGNORE.
 
     `chunk`: targets whose logits are held at a time (0: all). Gradients are taken with the chunk's logits at hand, so
@@ -37,49 +35,32 @@ def cross_entropy(
         dtype = torch.get_autocast_dtype(kind)
         hidden_NC, head_VC = hidden_NC.to(dtype), head_VC.to(dtype)
     if chunk == 0 or chunk >= target_N.numel():
-        return F.cross_entropy(
-            F.linear(hidden_NC, head_VC).float(), target_N, ignore_index=IGNORE
-        )
+        return F.cross_entropy(F.linear(hidden_NC, head_VC).float(), target_N, ignore_index=IGNORE)
     return _ChunkedCrossEntropy.apply(hidden_NC, head_VC, target_N, chunk)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden_NC: Tensor, head_VC: Tensor, target_N: Tensor, chunk: int
-    ) -> Tensor:
+    def forward(ctx: Any, hidden_NC: Tensor, head_VC: Tensor, target_N: Tensor, chunk: int) -> Tensor:
         with torch.autocast(hidden_NC.device.type, enabled=False):
-            return _ChunkedCrossEntropy._forward(
-                ctx, hidden_NC, head_VC, target_N, chunk
-            )
+            return _ChunkedCrossEntropy._forward(ctx, hidden_NC, head_VC, target_N, chunk)
 
     @staticmethod
-    def _forward(
-        ctx: Any, hidden_NC: Tensor, head_VC: Tensor, target_N: Tensor, chunk: int
-    ) -> Tensor:
+    def _forward(ctx: Any, hidden_NC: Tensor, head_VC: Tensor, target_N: Tensor, chunk: int) -> Tensor:
         needs_hidden, needs_head = ctx.needs_input_grad[:2]
         grad_hidden_NC = torch.empty_like(hidden_NC) if needs_hidden else None
-        grad_head_VC = (
-            torch.zeros_like(head_VC, dtype=torch.float32) if needs_head else None
-        )
+        grad_head_VC = torch.zeros_like(head_VC, dtype=torch.float32) if needs_head else None
         n_targets = (target_N != IGNORE).sum().clamp(min=1)
         total = hidden_NC.new_zeros((), dtype=torch.float32)
         for begin in range(0, target_N.size(0), chunk):
-            hidden, target = (
-                hidden_NC[begin : begin + chunk],
-                target_N[begin : begin + chunk],
-            )
+            hidden, target = (hidden_NC[begin : begin + chunk], target_N[begin : begin + chunk])
             log_p = F.log_softmax(F.linear(hidden, head_VC).float(), dim=-1)
             total += F.nll_loss(log_p, target, ignore_index=IGNORE, reduction="sum")
             if grad_hidden_NC is None and grad_head_VC is None:
                 continue
             kept = (target != IGNORE)[:, None]
             grad_logits = log_p.exp_()
-            grad_logits.scatter_add_(
-                1,
-                target.clamp(min=0)[:, None],
-                grad_logits.new_full((len(target), 1), -1.0),
-            )
+            grad_logits.scatter_add_(1, target.clamp(min=0)[:, None], grad_logits.new_full((len(target), 1), -1.0))
             grad_logits = (grad_logits * (kept / n_targets)).to(head_VC.dtype)
             if grad_hidden_NC is not None:
                 grad_hidden_NC[begin : begin + chunk] = grad_logits @ head_VC
@@ -90,14 +71,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total / n_targets
 
     @staticmethod
-    def backward(
-        ctx: Any, grad: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad_hidden_NC, grad_head_VC = ctx.saved_tensors
         return (
-            None
-            if grad_hidden_NC is None
-            else grad_hidden_NC * grad.to(grad_hidden_NC.dtype),
+            None if grad_hidden_NC is None else grad_hidden_NC * grad.to(grad_hidden_NC.dtype),
             None if grad_head_VC is None else (grad_head_VC * grad).to(ctx.head_dtype),
             None,
             None,
@@ -151,9 +128,7 @@ class GlobalBatch:
         self.count_LE = count_LE if self.count_LE is None else self.count_LE + count_LE
         fraction_LE = self.count_LE / self.count_LE.sum(-1, keepdim=True)
         probability_LE = torch.stack([layer.probability_E for layer in layers])
-        balance = (
-            probability_LE.size(-1) * (fraction_LE * probability_LE).sum(-1).mean()
-        )
+        balance = probability_LE.size(-1) * (fraction_LE * probability_LE).sum(-1).mean()
         return Auxiliary(balance, torch.stack([layer.z for layer in layers]).mean())
 
     def finish(self, model: nn.Module, bias_update_rate: float) -> None:
