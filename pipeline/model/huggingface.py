@@ -124,7 +124,8 @@ def prove_exportable(model: params.Model, vocab_size: int) -> str:
         parity = compare(ours, folder, ours.config.vocab_size)
     return (
         f"{model.stock_class} loads an export of this architecture{shrunk}: logits at most "
-        f"{parity.max_logit_difference:.0e} apart at {parity.positions} positions, {parity.generated} greedy tokens equal"
+        f"{parity.max_logit_difference:.0e} apart at {parity.positions} positions, "
+        f"{parity.generated} greedy tokens equal"
     )
 
 
@@ -135,7 +136,7 @@ def compare(model: build.MoEGPT, folder: Path, vocab_size: int, seed: int = 0) -
     Where an expert wins by less than rounding errors, two right programs may route a token differently; positions
     from such a near tie on are not compared. Raises RuntimeError on any other difference above `TOLERANCE`.
     """
-    stock = load_stock(folder)
+    stock: Any = load_stock(folder)
     model = model.eval()
     length = min(model.config.block_size, 256)
     new = min(32, length // 2)
@@ -213,14 +214,15 @@ def _read_safetensors(folder: Path) -> dict[str, Tensor]:
 
 def load_stock(folder: Path) -> PreTrainedModel:
     """The folder's model by plain transformers, in float32; RuntimeError if a weight is missing or left over."""
+    options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
     with _quiet():
-        stock, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    stock, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info[kind]:
             raise RuntimeError(f"{folder}: transformers reports {kind}: {sorted(info[kind])[:5]}")
-    return stock.eval()
+    stock.eval()
+    return stock
 
 
 def rounded(model: build.MoEGPT, dtype: torch.dtype) -> build.MoEGPT:

@@ -138,7 +138,7 @@ def model_of(config: PretrainedConfig, place: str) -> params.Model:
             norm_eps=config.rms_norm_eps,
             tie_embeddings=config.tie_word_embeddings,
             rope_base=rope["rope_theta"],
-            rope_scaling=scaling,
+            rope_scaling=None if scaling is None else params.RopeScaling(**scaling),
             intermediate_size=config.intermediate_size,
             n_expert=0 if dense else config.num_local_experts if name == "MixtralForCausalLM" else _n_expert(config),
             n_expert_per_token=0 if dense else config.num_experts_per_tok,

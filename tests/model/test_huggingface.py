@@ -1,0 +1,302 @@
+"""Exports against stock transformers: every structure, every preset, and the way back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
+
+from pipeline import hashing, params
+from pipeline.errors import UserError
+from pipeline.model import build, checkpoint_folder, huggingface, stock
+from tests.model.small import ROOT, tiny
+
+STRETCHED = params.RopeScaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_block_size=32)
+DENSE = {"n_expert": 0, "n_expert_per_token": 0}
+STRUCTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dense": ("Llama", DENSE),
+    "dense_qk_norm": ("Qwen3", DENSE | {"norm_qk": True, "tie_embeddings": False}),
+    "moe": ("Mixtral", {}),
+    "moe_untied_wide_heads": ("Mixtral", {"tie_embeddings": False, "head_size": 24, "n_query_groups": 1}),
+    "moe_stretched_rope": ("Mixtral", {"rope_scaling": STRETCHED, "rope_base": 500_000}),
+    "moe_one_expert_a_token": ("Mixtral", {"n_expert_per_token": 1}),
+    "moe_every_expert": ("Mixtral", {"n_expert_per_token": 4, "n_query_groups": 4}),
+    "qk_norm": ("Qwen3Moe", {"norm_qk": True}),
+    "qk_norm_mixed": ("Qwen3Moe", {"norm_qk": True, "moe_every": 2, "norm_topk_prob": False}),
+    "qk_norm_dense_first": ("Qwen3Moe", {"norm_qk": True, "first_k_dense_replace": 2, "rope_scaling": STRETCHED}),
+    "mixed": ("Qwen2Moe", {"moe_every": 2}),
+    "not_normalized": ("Qwen2Moe", {"norm_topk_prob": False, "tie_embeddings": False}),
+    "shared": ("Qwen2Moe", {"n_shared_expert": 2, "head_size": 12}),
+    "shared_mixed_stretched": ("Qwen2Moe", {"n_shared_expert": 1, "moe_every": 3, "rope_scaling": STRETCHED}),
+    "sigmoid": ("Glm4Moe", {"router": "sigmoid"}),
+    "sigmoid_shared": (
+        "Glm4Moe",
+        {"router": "sigmoid", "n_shared_expert": 2, "norm_qk": True, "tie_embeddings": False},
+    ),
+    "sigmoid_scaled": (
+        "Glm4Moe",
+        {"router": "sigmoid", "routed_scaling_factor": 2.5, "norm_topk_prob": False, "first_k_dense_replace": 1},
+    ),
+    "sigmoid_stretched": ("Glm4Moe", {"router": "sigmoid", "rope_scaling": STRETCHED, "head_size": 12}),
+    "twin": ("Llama", {"twin": "active"}),
+    "twin_total_qk_norm": ("Qwen3", {"twin": "total", "norm_qk": True}),
+}
+PRESETS = sorted(path.stem for path in (ROOT / "configs/model").glob("*.yaml"))
+
+
+def trained(model: params.Model, vocab_size: int = 300) -> build.MoEGPT:
+    """Weights far from their first values, router biases included."""
+    gpt = build.build(model, vocab_size)
+    huggingface._randomize(gpt)
+    return gpt.eval()
+
+
+def export(gpt: build.MoEGPT, tokenizer: Path, into: Path, dtype: str = "float32") -> dict[str, Any]:
+    return huggingface.to_huggingface(gpt, tokenizer, into, dtype, 10**9)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_every_structure_has_a_stock_class_with_the_same_logits_and_comes_back_exactly(
+    name: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    expected, changes = STRUCTURES[name]
+    gpt = trained(tiny(**changes))
+    report = export(gpt, tokenizer_folder, tmp_path / "hf")
+    assert report["class"] == f"{expected}ForCausalLM"
+    assert report["max_logit_difference"] <= 1e-4
+    assert report["positions_compared"] >= 128 and report["greedy_tokens_equal"] >= 64
+
+    # independent of the export's own check: plain transformers, its default settings
+    ours_BT = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(1))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    assert type(theirs).__name__ == f"{expected}ForCausalLM"
+    with torch.no_grad():
+        difference_BT = (theirs(ours_BT).logits - gpt(ours_BT)[..., :300]).abs().amax(-1)
+    assert (difference_BT <= 1e-4).float().mean() > 0.8  # the rest may hang on a near tie of a router
+    assert difference_BT.median() <= 1e-5
+
+    back = huggingface.from_huggingface(tmp_path / "hf", tmp_path / "litgpt")
+    again = checkpoint_folder.load(tmp_path / "litgpt")
+    assert back.stock_class == report["class"]
+    for key, weight in gpt.state_dict().items():
+        rows = 300 if key in ("transformer.wte.weight", "lm_head.weight") else len(weight)
+        assert torch.equal(again.state_dict()[key], weight[:rows]), key
+    assert (tmp_path / "litgpt" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_proved_exportable_at_smaller_widths(preset: str) -> None:
+    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+        composed = OmegaConf.to_container(compose("config", overrides=[f"model={preset}"]).model, resolve=True)
+    model = params.Model.model_validate(composed)
+    small = huggingface._narrow(model).model_copy(update={"block_size": 64})
+    assert small.stock_class == model.stock_class
+    assert model.stock_class in huggingface.prove_exportable(small, 300)
+
+
+def test_a_large_architecture_is_proved_narrowed() -> None:
+    wide = tiny(n_layer=24, n_embd=2048, n_head=16, n_expert=64, moe_intermediate_size=1024, norm_qk=True)
+    assert "narrowed" in huggingface.prove_exportable(wide, 50_000)
+
+
+def test_the_proof_fails_for_a_structure_that_transformers_reads_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_scaling(model: params.Model, *args: Any, **ids: Any) -> Any:
+        return stock.stock_config(model.model_copy(update={"rope_scaling": None}), *args, **ids)
+
+    monkeypatch.setattr(huggingface, "stock_config", without_scaling)
+    with pytest.raises(RuntimeError, match="other logits"):
+        huggingface.prove_exportable(tiny(rope_scaling=STRETCHED), 300)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_are_rounded_and_nothing_else(dtype: str, tokenizer_folder: Path, tmp_path: Path) -> None:
+    gpt = trained(tiny(router="sigmoid", n_shared_expert=1))
+    report = export(gpt, tokenizer_folder, tmp_path / "hf", dtype)
+    assert report["max_logit_difference"] <= 1e-4
+    assert json.loads((tmp_path / "hf/config.json").read_text())["dtype"] == dtype
+    with safe_open(tmp_path / "hf/model.safetensors", "pt") as file:
+        kinds = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
+    assert kinds.pop("model.layers.0.mlp.gate.e_score_correction_bias") == torch.float32
+    assert {str(kind) for name, kind in kinds.items() if "bias" not in name} == {f"torch.{dtype}"}
+
+
+def test_a_difference_of_one_weight_is_found_and_nothing_is_written(
+    tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpt = trained(tiny())
+
+    def damaged(*args: Any) -> dict[str, torch.Tensor]:
+        state = stock.to_stock(*args)
+        state["model.layers.1.self_attn.q_proj.weight"][3, 3] += 0.1
+        return state
+
+    monkeypatch.setattr(huggingface, "to_stock", damaged)
+    with pytest.raises(RuntimeError, match="other logits"):
+        export(gpt, tokenizer_folder, tmp_path / "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_keep_to_their_size_and_load(tokenizer_folder: Path, tmp_path: Path) -> None:
+    gpt = trained(tiny(tie_embeddings=False))
+    huggingface.to_huggingface(gpt, tokenizer_folder, tmp_path / "hf", "float32", 60_000)
+    shards = sorted((tmp_path / "hf").glob("*.safetensors"))
+    assert len(shards) > 3
+    assert all(shard.stat().st_size < 60_000 + 8_000 for shard in shards)  # and a header
+    index = json.loads((tmp_path / "hf/model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {shard.name for shard in shards}
+
+
+def test_the_same_model_gives_the_same_bytes(tokenizer_folder: Path, tmp_path: Path) -> None:
+    gpt = trained(tiny())
+    for name in "ab":
+        export(gpt, tokenizer_folder, tmp_path / name)
+    assert hashing.content_hash(tmp_path / "a") == hashing.content_hash(tmp_path / "b")
+
+
+def test_padding_rows_are_left_out_so_that_no_sampler_draws_them(tokenizer_folder: Path, tmp_path: Path) -> None:
+    gpt = trained(tiny(padding_multiple=128))
+    assert gpt.config.padded_vocab_size == 384
+    export(gpt, tokenizer_folder, tmp_path / "hf")
+    assert json.loads((tmp_path / "hf/config.json").read_text())["vocab_size"] == 300
+
+
+def test_generation_settings_and_tokenizer_are_those_of_the_tokenizer(tokenizer_folder: Path, tmp_path: Path) -> None:
+    export(trained(tiny()), tokenizer_folder, tmp_path / "hf")
+    words = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    settings = json.loads((tmp_path / "hf/generation_config.json").read_text())
+    assert settings["eos_token_id"] == words.eos_token_id == settings["pad_token_id"]
+    text = "Once upon a time, Mia said: “Où est 12 €?”\n"
+    assert words.decode(words(text)["input_ids"]) == text
+
+
+def test_a_chat_template_travels_with_the_tokenizer(tokenizer_folder: Path, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    for file in tokenizer_folder.iterdir():
+        (tuned / file.name).write_bytes(file.read_bytes())
+    (tuned / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    export(trained(tiny()), tuned, tmp_path / "hf")
+    words = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert words.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "[hi]"
+
+
+def test_plain_transformers_needs_none_of_our_code(tokenizer_folder: Path, tmp_path: Path) -> None:
+    export(trained(tiny(norm_qk=True, moe_every=2)), tokenizer_folder, tmp_path / "hf")
+    program = (
+        "import sys\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "words, model = AutoTokenizer.from_pretrained('hf'), AutoModelForCausalLM.from_pretrained('hf')\n"
+        "prompt = words('Once upon a time', return_tensors='pt', return_token_type_ids=False)\n"
+        "print(repr(words.decode(model.generate(**prompt, max_new_tokens=5)[0])))\n"
+        "assert not any(name.split('.')[0] in ('pipeline', 'litgpt') for name in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("'Once upon a time")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"router": "sigmoid", "moe_every": 2}, "moe_every: 2"),
+        ({"norm_qk": True, "n_shared_expert": 1}, "n_shared_expert: 1"),
+        ({"routed_scaling_factor": 2.0}, "routed_scaling_factor: 2.0"),
+        ({"router": "sigmoid", "n_expert": 1, "n_expert_per_token": 1}, "n_expert"),
+    ],
+)
+def test_a_model_without_a_stock_class_is_refused_with_its_params(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        tiny(**changes)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(tokenizer_folder: Path, tmp_path: Path) -> Path:
+    export(trained(tiny(n_shared_expert=1)), tokenizer_folder, tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def _set(folder: Path, **settings: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ({"qkv_bias": True}, "qkv_bias = True"),
+        ({"use_sliding_window": True, "sliding_window": 16}, "sliding_window = 16"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_type = yarn"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1.5}}, "rope_theta = 1.5"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "a GPT2LMHeadModel; allowed: LlamaForCausalLM"),
+        ({"architectures": None}, "no configuration of a transformers model"),
+        ({"mlp_only_layers": [0, 2]}, "missing"),
+        ({"num_experts": 3}, "not known"),
+        ({"num_hidden_layers": 4}, "missing"),
+        ({"hidden_size": 64, "head_dim": 8}, "has shape"),
+        ({"shared_expert_intermediate_size": 33}, "shared_expert_intermediate_size = 33"),
+        ({"num_attention_heads": 3}, "config.json"),
+    ],
+)
+def test_an_import_of_what_is_not_ours_says_which_setting(exported: Path, settings: dict[str, Any], words: str) -> None:
+    _set(exported, **settings)
+    with pytest.raises(UserError, match=words):
+        huggingface.from_huggingface(exported, exported.parent / "into")
+    assert not (exported.parent / "into").exists()
+
+
+def test_an_import_refuses_a_shared_expert_with_a_gate(exported: Path) -> None:
+    weights = load_file(exported / "model.safetensors")
+    weights["model.layers.0.mlp.shared_expert_gate.weight"] += 0.5
+    save_file(weights, exported / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="gated shared expert"):
+        huggingface.from_huggingface(exported, exported.parent / "into")
+
+
+def test_an_import_names_damage(exported: Path) -> None:
+    whole = (exported / "model.safetensors").read_bytes()
+    (exported / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        huggingface.from_huggingface(exported, exported.parent / "into")
+    (exported / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="only safetensors"):
+        huggingface.from_huggingface(exported, exported.parent / "into")
+    with pytest.raises(UserError, match=r"no config\.json"):
+        huggingface.from_huggingface(exported.parent, exported.parent / "into")
+
+
+def test_an_import_reads_what_transformers_itself_writes(tmp_path: Path) -> None:
+    config = stock.stock_config(tiny(norm_qk=True, moe_every=2), 48, 300)
+    theirs = AutoModelForCausalLM.from_config(config)
+    theirs.save_pretrained(tmp_path / "hf")
+    model = huggingface.from_huggingface(tmp_path / "hf", tmp_path / "litgpt")
+    assert (model.moe_every, model.first_k_dense_replace, model.norm_qk) == (2, 0, True)
+    idx_BT = torch.arange(64)[None]
+    with torch.no_grad():
+        ours = checkpoint_folder.load(tmp_path / "litgpt").eval()
+        assert (ours(idx_BT) - theirs.eval()(idx_BT).logits).abs().max() < 1e-4
+
+
+def test_a_relative_of_a_known_class_is_refused(tmp_path: Path) -> None:
+    MistralConfig(architectures=["MistralForCausalLM"]).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="a MistralForCausalLM; allowed"):
+        huggingface.from_huggingface(tmp_path, tmp_path / "into")
+
+
+def test_a_tokenizer_that_is_absent_or_too_large_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+        export(trained(tiny()), tmp_path, tmp_path / "hf")
+    with pytest.raises(UserError, match="300 tokens, but the model has 64"):
+        export(trained(tiny(), 64), tokenizer_folder, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
