@@ -1,7 +1,8 @@
 """The experts' products, for each kind of device: one call, `experts`, on visits sorted by expert.
 
 CPU: a loop over experts whose slices stay in cache, in one operator with a backward of its own.
-Hopper and Blackwell, bfloat16: grouped GEMM. Anything else: blocks of visits, each with a copy of its expert's weights (batched GEMM).
+Hopper and Blackwell, bfloat16: grouped GEMM.
+Anything else: blocks of visits, each with a copy of its expert's weights (batched GEMM).
 The last two never wait for the device: where an expert's slice ends is known there alone.
 
 Legend: see pipeline/model/moe.py; besides, b blocks of m visits.

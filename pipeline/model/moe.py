@@ -45,17 +45,16 @@ class MoE(nn.Module):
             LLaMAMLP(config, intermediate_size=width * config.n_shared_expert) if config.n_shared_expert else None
         )
         self.routed_scaling_factor = config.routed_scaling_factor
-        self.watched = False  # record routing in eval mode too
         self.routing: Routing | None = None
         self.register_state_dict_post_hook(_to_litgpt_names)
         self.register_load_state_dict_pre_hook(_from_litgpt_names)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """[B, T, C] to [B, T, C]; in training (or while `watched`) leaves its statistics in `self.routing`."""
+        """[B, T, C] to [B, T, C]; in training it leaves its statistics in `self.routing`."""
         x_NC = x_BTC.reshape(-1, x_BTC.size(-1))
         weight_NK, index_NK, logits_NE, probability_NE = self.gate(x_NC)
         order_S, end_E = dispatch(index_NK, self.down_ECI.size(0))
-        if self.training or self.watched:
+        if self.training:
             self.routing = observe(end_E.diff(prepend=end_E.new_zeros(1)).long(), logits_NE, probability_NE)
         if self.routed_scaling_factor != 1.0:
             weight_NK = weight_NK * self.routed_scaling_factor

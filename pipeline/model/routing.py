@@ -84,7 +84,7 @@ def observe(count_E: Tensor, logits_NE: Tensor, probability_NE: Tensor) -> Routi
 
 
 def routing(model: nn.Module) -> list[Routing]:
-    """Of each MoE layer, in order, what its router did in the last forward in training mode (or while `watched`).
+    """Of each MoE layer, in order, what its router did in the last forward in training mode.
 
     Read it right after the forward: activation checkpointing runs forwards again during backward.
     """
