@@ -154,9 +154,18 @@ class WandbServer:
         self._fault = None
         self._released.set()
 
+    def forget(self) -> None:
+        """As new: no runs, no artifacts, no counts, no fault."""
+        self.heal()
+        for seen in (self.runs, self.versions, self.blobs, self.client_ids, self.requests, self.unknown):
+            seen.clear()
+        self.bytes_uploaded.clear()
+
     def strike(self, route: str) -> int | str | None:
-        """The fault that this request meets, if any."""
+        """The fault that this request meets, if any. What is closed answers no more on connections it had."""
         with self._lock:
+            if self._http is None:
+                return "drop"
             if not self._fault or not self._fault[2].search(route):
                 return None
             kind, after, only = self._fault

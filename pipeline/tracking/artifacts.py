@@ -20,7 +20,7 @@ from pipeline.tracking.server import Fault, scrubbed
 
 _ALIAS = 12  # characters of the content hash that a version is called by
 _BYTES_PER_SECOND = 200_000  # the slowest upload that is waited for
-_LARGEST_MANIFEST = 50_000  # bytes of a manifest.json that is copied to the metadata
+_LARGEST_TEXT = 50_000  # bytes of a manifest.json or report that is copied to the metadata
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,13 @@ def read_by(stage: str) -> list[Artifact]:
 
 def outputs(artifact: Artifact) -> list[str]:
     """The DVC outputs that make up the artifact; the path itself where there is no dvc.yaml."""
-    stage = _stages("dvc.yaml").get(artifact.stage, {})
-    written = [path for key in ("outs", "metrics", "plots") for path in _paths(stage.get(key))]
-    return sorted(dict.fromkeys(path for path in written if _within(path, artifact.path))) or [artifact.path]
+    return [path for path in _written(artifact.stage) if _within(path, artifact.path)] or [artifact.path]
+
+
+def beside(artifact: Artifact) -> list[str]:
+    """The other outputs of its stage that are in none of its artifacts, such as the stage's report."""
+    own = [a.path for a in ARTIFACTS if a.stage == artifact.stage]
+    return [path for path in _written(artifact.stage) if not any(_within(path, folder) for folder in own)]
 
 
 def content(artifact: Artifact) -> Content:
@@ -111,11 +115,11 @@ def metadata(content: Content, params: Any) -> dict[str, Any]:
         "experiment": os.environ.get("DVC_EXP_NAME"),
         "files": len(content.files),
         "bytes": content.bytes,
-        "counts": _counts(content.artifact.stage),
+        "counts": _numbers(Path(f"reports/{content.artifact.stage}.json")),
+        "beside": {path: text for path in beside(content.artifact) if (text := _small_text(Path(path))) is not None},
     }
-    manifest = content.files.get("manifest.json")
-    if manifest and manifest.stat().st_size <= _LARGEST_MANIFEST:
-        about["manifest"] = json.loads(manifest.read_text(encoding="utf-8"))
+    if (manifest := content.files.get("manifest.json")) and (text := _small_text(manifest)):
+        about["manifest"] = json.loads(text)
     clean: dict[str, Any] = scrubbed(about)
     return clean
 
@@ -168,7 +172,8 @@ def log(run: Any, content: Content, params: Any, keep: Path | None = None) -> No
     artifact = wandb.Artifact(name, content.artifact.type, metadata=metadata(content, params))
     for path, file in content.files.items():
         source = _linked(file, keep / name / path) if keep else file
-        artifact.add_file(str(source), name=path, policy="immutable", skip_cache=True)
+        # Absolute: the SDK's service reads the file, and its working directory may be another.
+        artifact.add_file(str(source.absolute()), name=path, policy="immutable", skip_cache=True)
     run.log_artifact(artifact, aliases=aliases(content))
     if keep:
         return
@@ -199,12 +204,12 @@ def rank(api: Any) -> str | None:
     if "best" not in best.aliases:
         best.aliases.append("best")
         best.save()
-    return str(best.name)
+    return str(best.source_name)
 
 
 def bits_per_byte() -> float | None:
     """What reports/evaluate.json says of the validation text."""
-    return _numbers(Path("reports/evaluate.json")).get("bits_per_byte")
+    return _numbers(Path("reports/evaluate.json")).get("val.bits_per_byte")
 
 
 def validation_text() -> str | None:
@@ -213,16 +218,27 @@ def validation_text() -> str | None:
     return hashing.content_hash(path) if path.is_dir() else None
 
 
-def _counts(stage: str) -> dict[str, float]:
-    return _numbers(Path(f"reports/{stage}.json"))
+def _small_text(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8") if file.stat().st_size <= _LARGEST_TEXT else None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _numbers(report: Path) -> dict[str, float]:
+    """The numbers of a JSON report, those of nested objects under dotted names."""
     try:
-        said = json.loads(report.read_text(encoding="utf-8"))
+        levels = [("", json.loads(report.read_text(encoding="utf-8")))]
     except (OSError, ValueError):
         return {}
-    return {key: value for key, value in said.items() if isinstance(value, (int, float))}
+    found = {}
+    for prefix, level in levels:
+        for key, value in level.items():
+            if isinstance(value, dict):
+                levels.append((f"{prefix}{key}.", value))
+            elif isinstance(value, (int, float)):
+                found[prefix + key] = value
+    return found
 
 
 def _linked(file: Path, place: Path) -> Path:
@@ -241,6 +257,11 @@ def _stages(file: str) -> dict[str, Any]:
         return {}
     stages: dict[str, Any] = read.get("stages") or {}
     return stages
+
+
+def _written(stage: str) -> list[str]:
+    entry = _stages("dvc.yaml").get(stage, {})
+    return sorted({path for key in ("outs", "metrics", "plots") for path in _paths(entry.get(key))})
 
 
 def _paths(entries: Iterable[Any] | None) -> list[str]:

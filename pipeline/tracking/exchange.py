@@ -61,7 +61,7 @@ def fetch(artifact: str) -> None:
     row = next((a for a in ARTIFACTS if (a.name, a.type) == (version.name.split(":")[0], version.type)), None)
     md5 = version.metadata.get("dvc_md5")
     if row is None or not md5:
-        raise UserError(f"{version.qualified_name} is not an output of this pipeline: `wandb artifact get` fetches it")
+        raise UserError(f"{version.source_qualified_name} is not an output of this pipeline: `wandb artifact get` fetches it")
     target = Path(row.path)
     aside = target.with_name(f".{target.name}.fetch")
     try:
@@ -69,13 +69,17 @@ def fetch(artifact: str) -> None:
         for output, expected in md5.items():
             found = hashing.tree_md5(aside / Path(output).relative_to(row.path))
             if found != expected:
-                raise UserError(f"{version.qualified_name}: {output} has the hash {found}, DVC had {expected}")
+                raise UserError(f"{version.source_qualified_name}: {output} has the hash {found}, DVC had {expected}")
         for output in md5:
             with written_whole(output) as partial:
                 os.replace(aside / Path(output).relative_to(row.path), partial)
+        for path, text in version.metadata.get("beside", {}).items():
+            if path in artifacts.beside(row):
+                with written_whole(path) as partial:
+                    partial.write_text(text, encoding="utf-8")
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    console.say(f"fetch: {', '.join(md5)} from {version.qualified_name}: every hash is right")
+    console.say(f"fetch: {', '.join(md5)} from {version.source_qualified_name}: every hash is right")
     _accept(row)
 
 
@@ -92,7 +96,7 @@ def source_artifact(artifact: str, into: Path) -> Source:
 
     if wandb.run is not None and not wandb.run.offline:
         wandb.run.use_artifact(version)
-    return Source(into, version.qualified_name, content_hash, dict(version.metadata))
+    return Source(into, version.source_qualified_name, content_hash, dict(version.metadata))
 
 
 def _mirror_stage(api: Any, stage: str, dry_run: bool) -> None:
@@ -119,7 +123,7 @@ def _mirror_stage(api: Any, stage: str, dry_run: bool) -> None:
             version.save()
         _complete_lineage(api, version, stage)
         state = "uploaded" if content in lacking else "is there"
-        console.say(f"mirror: {content.artifact.name} {state} as {version.name} ({content.alias})")
+        console.say(f"mirror: {content.artifact.name} {state} as {version.source_name} ({content.alias})")
 
 
 def _as_locked(row: Artifact, lock: dict[str, Any]) -> Content | None:
@@ -169,7 +173,7 @@ def _complete_lineage(api: Any, version: Any, stage: str) -> None:
         found = artifacts.find_by_hash(api, artifacts.named(name), content_hash)
         if found is not None:
             run.use_artifact(found)
-            console.say(f"mirror: {version.name} descends from {found.name}")
+            console.say(f"mirror: {version.source_name} descends from {found.source_name}")
 
 
 def _version(artifact: str) -> Any:
@@ -193,7 +197,7 @@ def _download(version: Any, into: Path) -> None:
     entries = version.manifest.entries
     for name, entry in entries.items():
         if entry.ref is not None or not (into / name).resolve().is_relative_to(into.resolve()):
-            raise UserError(f"{version.qualified_name}: {name} is not a file of the artifact itself")
+            raise UserError(f"{version.source_qualified_name}: {name} is not a file of the artifact itself")
     into.mkdir(parents=True, exist_ok=True)
     with _faults_in_words():
         version.download(root=str(into), skip_cache=True)
@@ -203,7 +207,7 @@ def _download(version: Any, into: Path) -> None:
         digest = hashutil.xxh128_file_b64 if xxh else _md5_b64
         if not file.is_file() or digest(file) != entry.digest:
             raise UserError(
-                f"{version.qualified_name}: {name} did not arrive as the manifest says; nothing was changed"
+                f"{version.source_qualified_name}: {name} did not arrive as the manifest says; nothing was changed"
             )
 
 
@@ -215,7 +219,7 @@ def _accept(row: Artifact) -> None:
     """Write to dvc.lock that the stage has run and this came out, as `dvc commit -f` does; say what is next."""
     if not Path("dvc.yaml").exists():
         return
-    from dvc.repo import Repo
+    from dvc.repo import Repo  # type: ignore[import-untyped]
 
     with Repo() as repo, repo.lock:
         stage = repo.stage.load_one(name=row.stage)

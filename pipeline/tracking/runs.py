@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,7 +102,7 @@ class Run:
                 return
             self._uses[name] = content.hash
             self._live.config.update({"lineage": dict(self._uses)}, allow_val_change=True)
-            found = artifacts.find(server.api(), content) if self._online else None
+            found = artifacts.find(self._api, content) if self._online else None
             if found is not None:
                 self._live.use_artifact(found)
 
@@ -116,7 +117,7 @@ class Run:
             for artifact in artifacts.of_stage(self.stage):
                 artifacts.log(self._live, artifacts.content(artifact), self._config, keep)
             if self.stage == "evaluate" and self._online:
-                artifacts.rank(server.api())
+                artifacts.rank(self._api)
 
     def _begin(self, resume_key: str | None) -> None:
         mode, why = server.mode()
@@ -169,6 +170,10 @@ class Run:
                 raise Fault("the server does not confirm the end of the run")
             time.sleep(0.5)
 
+    @cached_property
+    def _api(self) -> Any:
+        return server.api()
+
     @property
     def _place(self) -> str:
         return os.path.relpath(Path(self._live.dir).parent)
@@ -177,7 +182,7 @@ class Run:
     def _unharmed(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever the SDK raises: a watcher stops nobody
+        except Exception as error:  # noqa: BLE001 - whatever the SDK raises, a watcher stops nobody
             if self._told:
                 return
             self._told = True
@@ -195,7 +200,7 @@ def open_run(mode: Literal["online", "offline"], stage: str, config: dict[str, A
     settings = wandb.Settings(
         silent=os.environ["WANDB_SILENT"].lower() in ("true", "1"),
         init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT") or 20),
-        finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT") or 60),
+        finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT") or 30),
         finish_timeout_raises=True,
         x_graphql_timeout_seconds=10,
         x_graphql_retry_max=2,
@@ -203,7 +208,7 @@ def open_run(mode: Literal["online", "offline"], stage: str, config: dict[str, A
         x_file_stream_retry_max=5,
         x_file_stream_timeout_seconds=20,
     )
-    where = {"mode": mode, "project": os.environ["WANDB_PROJECT"], "dir": os.environ.get("WANDB_DIR")}
+    where: dict[str, Any] = {"mode": mode, "project": os.environ["WANDB_PROJECT"], "dir": os.environ.get("WANDB_DIR")}
     if mode == "online":
         where["entity"] = server.entity()
     if resume_key is not None:
