@@ -14,6 +14,18 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="A small Mixture-of-Experts language model, by hand."
 )
 PARAMS = typer.Option("--params", help="Parameters to read.")
+CHECKPOINT = typer.Option(
+    help="litgpt checkpoint folder, Hugging Face folder, or W&B artifact entity/project/name:alias."
+)
+DEVICE = typer.Option(help="auto, cpu, cuda or mps.")
+MAX_NEW_TOKENS = typer.Option(help="Tokens to write at most.")
+TEMPERATURE = typer.Option(help="0: the likeliest token each time; higher: more surprising.")
+TOP_K = typer.Option(help="Choose among the k likeliest tokens.")
+TOP_P = typer.Option(help="Choose among the fewest tokens that hold this share of the probability.")
+MIN_P = typer.Option(help="Choose among tokens at least this times as likely as the likeliest.")
+REPETITION_PENALTY = typer.Option(help="Above 1: tokens that are there already become less likely.")
+SEED = typer.Option(help="The same seed gives the same text.")
+STOP = typer.Option(help="End before this text; may be given several times.")
 
 
 @contextmanager
@@ -45,6 +57,37 @@ def fetch(artifact: Annotated[str, typer.Argument(help="[entity/project/]name:al
         from pipeline import tracking
 
         tracking.fetch(artifact)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[list[str] | None, typer.Option(help="Beginning of a text; may be given several times.")] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="File with a prompt a line.")] = None,
+    checkpoint: Annotated[str, CHECKPOINT] = "models/litgpt",
+    max_new_tokens: Annotated[int, MAX_NEW_TOKENS] = 256,
+    temperature: Annotated[float, TEMPERATURE] = 0.8,
+    top_k: Annotated[int | None, TOP_K] = None,
+    top_p: Annotated[float, TOP_P] = 1.0,
+    min_p: Annotated[float, MIN_P] = 0.0,
+    repetition_penalty: Annotated[float, REPETITION_PENALTY] = 1.0,
+    seed: Annotated[int, SEED] = 0,
+    stop: Annotated[list[str] | None, STOP] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Continue a text, or each line of a file, with a trained model."""
+    with told():
+        from pipeline import terminal
+        from pipeline.evaluation.sampling import Sampling
+
+        prompts = [*(prompt or []), *(terminal.read_prompts(prompts_file) if prompts_file else [])]
+        if not prompts:
+            raise UserError('give --prompt "Once upon a time", or --prompts-file with a prompt a line')
+        sampling = Sampling(
+            max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop=tuple(stop or ())
+        )
+        with terminal.opened(checkpoint, device) as generator:
+            terminal.generate(generator, prompts, sampling, json)
 
 
 @app.command()

@@ -1,0 +1,108 @@
+"""A model run with a key/value cache: the prompts of a batch at once, then a token of each row at a time.
+
+    decoder = Decoder(model); logits_BV = decoder.begin([[5, 3], [7]], room=100); logits_BV = decoder.step(token_B)
+
+Rows of different lengths end in the same slot of the cache: shorter ones begin later, their positions count from
+their own beginning, and no token sees the empty slots before it.
+
+Legend: B rows, T tokens, C embedding, V padded vocabulary, H heads, G key/value heads, R = H/G, D head size,
+S slots of the cache, L layers.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.model.build import MoEGPT
+
+
+class Decoder:
+    """One batch of sequences; the model itself keeps no state of it."""
+
+    def __init__(self, model: MoEGPT) -> None:
+        self._model = model.eval()
+        self._attention = [block.attn for block in model.transformer.h]
+
+    @torch.inference_mode()
+    def begin(self, ids: list[list[int]], room: int) -> Tensor:
+        """Read the prompts (none empty); return the logits after each [B, V]. At most `room` steps may follow."""
+        config, weight = self._model.config, self._model.lm_head.weight
+        longest = max(map(len, ids))
+        shape = (config.n_layer, len(ids), config.n_query_groups, longest + room, config.head_size)
+        self._key_LBGSD = weight.new_zeros(shape)
+        self._value_LBGSD = weight.new_zeros(shape)
+        self._slot = 0
+        idx_BT = torch.tensor([[0] * (longest - len(row)) + row for row in ids], device=weight.device)
+        self._empty_B = torch.tensor([longest - len(row) for row in ids], device=weight.device)
+        self._ragged = any(len(row) < longest for row in ids)
+        return self._forward(idx_BT)
+
+    @torch.inference_mode()
+    def step(self, token_B: Tensor) -> Tensor:
+        """Append a token to each row; return the logits after it [B, V]."""
+        return self._forward(token_B[:, None])
+
+    @torch.inference_mode()
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows alone."""
+        index = torch.tensor(rows, device=self._empty_B.device)
+        self._key_LBGSD, self._value_LBGSD = self._key_LBGSD[:, index], self._value_LBGSD[:, index]
+        self._empty_B = self._empty_B[index]
+
+    def _forward(self, idx_BT: Tensor) -> Tensor:
+        model = self._model
+        begin, self._slot = self._slot, self._slot + idx_BT.size(1)
+        slot_T = torch.arange(begin, self._slot, device=idx_BT.device)
+        if self._ragged:
+            position_BT = (slot_T - self._empty_B[:, None]).clamp(min=0)
+            cos_BT1D, sin_BT1D = model.cos[position_BT][:, :, None], model.sin[position_BT][:, :, None]
+        else:
+            cos_BT1D, sin_BT1D = (table[None, begin : self._slot, None] for table in (model.cos, model.sin))
+        mask = self._mask(slot_T)
+        x_BTC = model.transformer.wte(idx_BT)
+        for layer, block in enumerate(model.transformer.h):
+            x_BTC = x_BTC + self._attend(layer, block.norm_1(x_BTC), cos_BT1D, sin_BT1D, begin, mask)
+            x_BTC = x_BTC + block.mlp(block.norm_2(x_BTC))
+        return model.lm_head(model.transformer.ln_f(x_BTC[:, -1]))
+
+    def _mask(self, slot_T: Tensor) -> Tensor | None:
+        """[B, 1, T, S'] or None: True where a token may look. An empty slot may look at itself, so that none is NaN."""
+        if not self._ragged:
+            return None
+        key_S = torch.arange(self._slot, device=slot_T.device)
+        filled_B1S = (key_S >= self._empty_B[:, None])[:, None]
+        causal_TS = key_S <= slot_T[:, None]
+        return ((filled_B1S & causal_TS) | (key_S == slot_T[:, None]))[:, None]
+
+    def _attend(
+        self, layer: int, x_BTC: Tensor, cos_BT1D: Tensor, sin_BT1D: Tensor, begin: int, mask: Tensor | None
+    ) -> Tensor:
+        attention, config = self._attention[layer], self._model.config
+        n_batch, n_new, _ = x_BTC.shape
+        n_head, n_group, size = config.n_head, config.n_query_groups, config.head_size
+        qkv_BTXD = attention.qkv(x_BTC).view(n_batch, n_new, n_head + 2 * n_group, size)
+        qk_BTXD, v_BTGD = qkv_BTXD.split((n_head + n_group, n_group), 2)
+        if config.norm_qk:
+            q_BTHD, k_BTGD = qk_BTXD.split((n_head, n_group), 2)
+            qk_BTXD = torch.cat((attention.norm_q(q_BTHD), attention.norm_k(k_BTGD)), 2)
+        q_BTHD, k_BTGD = _rotate(qk_BTXD, cos_BT1D, sin_BT1D).split((n_head, n_group), 2)
+        end = begin + n_new
+        k_BGSD, v_BGSD = self._key_LBGSD[layer, :, :, :end], self._value_LBGSD[layer, :, :, :end]
+        k_BGSD[:, :, begin:] = k_BTGD.transpose(1, 2)
+        v_BGSD[:, :, begin:] = v_BTGD.transpose(1, 2)
+        if n_new == 1:  # the heads that share keys stand where a sequence's queries would, so no key is copied
+            q_BGRD = q_BTHD.view(n_batch, n_group, n_head // n_group, size)
+            y_BTC = F.scaled_dot_product_attention(q_BGRD, k_BGSD, v_BGSD, mask).reshape(n_batch, 1, -1)
+        else:
+            y_BHTD = F.scaled_dot_product_attention(
+                q_BTHD.transpose(1, 2), k_BGSD, v_BGSD, mask, is_causal=mask is None, enable_gqa=n_group < n_head
+            )
+            y_BTC = y_BHTD.transpose(1, 2).reshape(n_batch, n_new, -1)
+        return attention.proj(y_BTC)
+
+
+def _rotate(x_BTXD: Tensor, cos_BT1D: Tensor, sin_BT1D: Tensor) -> Tensor:
+    """Rotary embedding of halves, as litgpt's apply_rope: computed in float32, given back in the dtype of x."""
+    left, right = x_BTXD.chunk(2, -1)
+    turned_BTXD = torch.cat((-right, left), -1)
+    return torch.addcmul(x_BTXD * cos_BT1D, turned_BTXD, sin_BT1D).to(x_BTXD.dtype)
