@@ -38,7 +38,7 @@ _NEARLY_ZERO = 1e-20  # llama.cpp computes sigmoid(x) as silu(x) / x, which is n
 _CONTRACTIONS = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
 _GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CUTS: dict[str, tuple[str, ...]] = {
+CUTS: dict[str, tuple[str, ...]] = {
     "gpt-2": (_GPT_2,),
     "llama-bpe": (rf"(?:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",),
     "qwen2": (rf"(?:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",),
@@ -223,11 +223,8 @@ def nearest_cut(words: Tokenizer) -> str:
     """The name of llama.cpp's way to cut words that gives this tokenizer's ids; warns where none gives them all."""
     expected = [words.encode(text, add_special_tokens=False).ids for text in _PROBES]
     agreeing: dict[str, list[bool]] = {}
-    for name, patterns in _CUTS.items():
-        other = Tokenizer.from_str(words.to_str())
-        splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        other.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    for name, patterns in CUTS.items():
+        other = cut_as(words, patterns)
         found = [other.encode(text, add_special_tokens=False).ids for text in _PROBES]
         agreeing[name] = [a == b for a, b in zip(found, expected, strict=True)]
     best = max(agreeing, key=lambda name: sum(agreeing[name]))
@@ -238,3 +235,13 @@ def nearest_cut(words: Tokenizer) -> str:
             f"tokens for text like {example!r}. Where that matters, train with a tokenizer adopted from GPT-2 or Qwen2"
         )
     return best
+
+
+def cut_as(words: Tokenizer, patterns: tuple[str, ...]) -> Tokenizer:
+    """The tokenizer, but cutting text by these patterns, one after the other."""
+    other = Tokenizer.from_str(words.to_str())
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    other.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    return other
