@@ -110,13 +110,13 @@ def texts(split: Path) -> Iterator[list[str]]:
             raise UserError(f"{shard} is damaged after row {row} ({error}); run: dvc repro clean") from None
 
 
-def token_bytes(tokenizer: Tokenizer) -> dict[int, bytes]:
-    """The single byte that each one-byte token stands for, by id: what characters outside the vocabulary fall to."""
-    named = {name: bytes([byte]) for byte, name in enumerate(_BYTE_TOKENS)}
+def fallback_ids(tokenizer: Tokenizer) -> list[int]:
+    """Tokens of one byte that a character outside the vocabulary is spelt with; ASCII in byte-level BPE is none."""
+    names = _BYTE_TOKENS
     if isinstance(tokenizer.decoder, decoders.ByteLevel):
-        named = {letter: bytes([byte]) for byte, letter in enumerate(_byte_letters())}
-    found = ((tokenizer.token_to_id(name), byte) for name, byte in named.items())
-    return {token_id: byte for token_id, byte in found if token_id is not None}
+        names = _byte_letters()[0x80:]
+    ids = (tokenizer.token_to_id(name) for name in names)
+    return [token_id for token_id in ids if token_id is not None]
 
 
 # --- kinds ------------------------------------------------------------------------------------------------------------

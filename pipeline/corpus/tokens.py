@@ -241,8 +241,7 @@ class _Tally:
     def report(self, encoder: Tokenizer) -> dict[str, Any]:
         n_tokens = int(self.counts.sum())
         of_text = n_tokens - self.documents  # without the end markers
-        byte_of = vocabulary.token_bytes(encoder)
-        foreign = [token_id for token_id, byte in byte_of.items() if byte >= b"\x80"]
+        foreign = vocabulary.fallback_ids(encoder)
         unknown = encoder.token_to_id(getattr(encoder.model, "unk_token", None) or "")
         order = np.argsort(-self.counts, kind="stable")
         used = order[self.counts[order] > 0]
