@@ -90,6 +90,32 @@ def generate(
             terminal.generate(generator, prompts, sampling, json)
 
 
+@app.command(name="import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="A folder as transformers writes it: Mixtral, Qwen3-MoE, Llama, …")],
+    into: Annotated[Path, typer.Option(help="litgpt checkpoint folder to write.")] = Path("models/imported"),
+) -> None:
+    """Turn a Hugging Face folder into a litgpt checkpoint to continue from (train.initial_checkpoint)."""
+    with told():
+        from pipeline.model import huggingface
+
+        model = huggingface.from_huggingface(folder, into)
+        console.say(f"import: wrote {into}: {model.n_layer} layers of {model.n_embd}, {model.n_expert} experts")
+        console.say(f"continue with -S train.initial_checkpoint={into} and `model` as {into}/moe.yaml has it")
+
+
+@app.command()
+def plan(params_file: Annotated[Path, PARAMS] = Path("params.yaml")) -> None:
+    """Count before training: parameters, memory of a step, tokens, FLOPs, and the time they take on this machine."""
+    with told():
+        from pipeline import params
+        from pipeline.stage import TOKENIZER, TOKENS
+        from pipeline.training.forecast import forecast
+
+        for line in forecast(params.load(params_file), TOKENS, TOKENIZER):
+            console.say(line)
+
+
 @app.command()
 def lint() -> None:
     """Hold dvc.yaml and params.yaml against the code: what is declared is what is imported and read."""

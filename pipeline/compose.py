@@ -4,6 +4,9 @@ import sys
 from pathlib import Path
 
 from dvc.utils.hydra import compose_and_dump
+from hydra.errors import HydraException
+
+from pipeline import console
 
 
 def compose(output: Path, configs: Path = Path("configs"), overrides: list[str] | None = None) -> None:
@@ -13,4 +16,8 @@ def compose(output: Path, configs: Path = Path("configs"), overrides: list[str] 
 
 
 if __name__ == "__main__":
-    compose(Path("params.yaml"), overrides=sys.argv[1:])
+    try:
+        compose(Path("params.yaml"), overrides=sys.argv[1:])
+    except HydraException as error:
+        console.fail(str(error))
+        sys.exit(2)

@@ -1,4 +1,4 @@
-"""The whole DAG, run by DVC on a tiny configuration in a clone of its own: what runs, what runs again, what comes out."""
+"""The whole DAG, run by DVC on a tiny configuration in a clone of its own: what runs, what not, what comes out."""
 
 import gzip
 import json
