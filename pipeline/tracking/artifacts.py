@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 
 from pipeline import hashing
-from pipeline.tracking.server import Fault, scrubbed
+from pipeline.tracking.server import WandbError, scrubbed
 
 _ALIAS = 12  # characters of the content hash that a version is called by
 _BYTES_PER_SECOND = 200_000  # the slowest upload that is waited for
-_LARGEST_TEXT = 50_000  # bytes of a manifest.json or report that is copied to the metadata
+_LARGEST_MANIFEST = 50_000  # bytes of a manifest.json that is copied to the metadata
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,17 @@ class Artifact:
 
 ARTIFACTS = (
     Artifact("raw", "dataset", "download", "data/raw"),
+    Artifact("report-download", "report", "download", "reports"),
     Artifact("clean", "dataset", "clean", "data/clean"),
+    Artifact("report-clean", "report", "clean", "reports"),
     Artifact("tokenizer", "dataset", "tokenize", "data/tokenizer"),
     Artifact("tokens", "dataset", "tokenize", "data/tokens"),
+    Artifact("report-tokenize", "report", "tokenize", "reports"),
     Artifact("model", "model", "train", "models/litgpt"),
+    Artifact("report-train", "report", "train", "reports"),
     Artifact("report", "report", "evaluate", "reports"),
     Artifact("model-hf", "model", "export", "models/hf"),
+    Artifact("report-export", "report", "export", "reports"),
 )
 
 
@@ -69,24 +74,21 @@ def named(name: str) -> Artifact:
 def of_stage(stage: str) -> list[Artifact]:
     """The artifacts that the stage writes, without datasets where WANDB_LOG_DATASET says no."""
     datasets = os.environ.get("WANDB_LOG_DATASET", "true").lower() not in ("false", "0", "no", "off")
-    return [a for a in ARTIFACTS if a.stage == stage and (datasets or a.type != "dataset")]
+    return [a for a in ARTIFACTS if a.stage == stage and outputs(a) and (datasets or a.type != "dataset")]
 
 
 def read_by(stage: str) -> list[Artifact]:
     """The artifacts of other stages that dvc.yaml names as dependencies of this one."""
     deps = _paths(_stages("dvc.yaml").get(stage, {}).get("deps"))
-    return [a for a in ARTIFACTS if a.stage != stage and any(_within(dep, a.path) for dep in deps)]
+    others = [artifact for artifact in ARTIFACTS if artifact.stage != stage]
+    return [a for a in others if any(_within(dep, out) for dep in deps for out in outputs(a))]
 
 
 def outputs(artifact: Artifact) -> list[str]:
-    """The DVC outputs that make up the artifact; the path itself where there is no dvc.yaml."""
-    return [path for path in _written(artifact.stage) if _within(path, artifact.path)] or [artifact.path]
-
-
-def beside(artifact: Artifact) -> list[str]:
-    """The other outputs of its stage that are in none of its artifacts, such as the stage's report."""
-    own = [a.path for a in ARTIFACTS if a.stage == artifact.stage]
-    return [path for path in _written(artifact.stage) if not any(_within(path, folder) for folder in own)]
+    """The outputs in dvc.yaml that make up the artifact."""
+    stage = _stages("dvc.yaml").get(artifact.stage, {})
+    written = {path for key in ("outs", "metrics", "plots") for path in _paths(stage.get(key))}
+    return sorted(path for path in written if _within(path, artifact.path))
 
 
 def content(artifact: Artifact) -> Content:
@@ -116,10 +118,10 @@ def metadata(content: Content, params: Any) -> dict[str, Any]:
         "files": len(content.files),
         "bytes": content.bytes,
         "counts": _numbers(Path(f"reports/{content.artifact.stage}.json")),
-        "beside": {path: text for path in beside(content.artifact) if (text := _small_text(Path(path))) is not None},
     }
-    if (manifest := content.files.get("manifest.json")) and (text := _small_text(manifest)):
-        about["manifest"] = json.loads(text)
+    manifest = content.files.get("manifest.json")
+    if manifest and manifest.stat().st_size <= _LARGEST_MANIFEST:
+        about["manifest"] = json.loads(manifest.read_text(encoding="utf-8"))
     clean: dict[str, Any] = scrubbed(about)
     return clean
 
@@ -180,7 +182,9 @@ def log(run: Any, content: Content, params: Any, keep: Path | None = None) -> No
     patience = os.environ.get("WANDB_FINISH_TIMEOUT") or 60 + content.bytes / _BYTES_PER_SECOND
     artifact.wait(timeout=int(float(patience)))
     if artifact.state != "COMMITTED" or artifact.file_count != len(content.files):
-        raise Fault(f"{name} was not confirmed ({artifact.state}, {artifact.file_count} of {len(content.files)} files)")
+        raise WandbError(
+            f"{name} was not confirmed ({artifact.state}, {artifact.file_count} of {len(content.files)} files)"
+        )
 
 
 def rank(api: Any) -> str | None:
@@ -218,13 +222,6 @@ def validation_text() -> str | None:
     return hashing.content_hash(path) if path.is_dir() else None
 
 
-def _small_text(file: Path) -> str | None:
-    try:
-        return file.read_text(encoding="utf-8") if file.stat().st_size <= _LARGEST_TEXT else None
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
 def _numbers(report: Path) -> dict[str, float]:
     """The numbers of a JSON report, those of nested objects under dotted names."""
     try:
@@ -257,11 +254,6 @@ def _stages(file: str) -> dict[str, Any]:
         return {}
     stages: dict[str, Any] = read.get("stages") or {}
     return stages
-
-
-def _written(stage: str) -> list[str]:
-    entry = _stages("dvc.yaml").get(stage, {})
-    return sorted({path for key in ("outs", "metrics", "plots") for path in _paths(entry.get(key))})
 
 
 def _paths(entries: Iterable[Any] | None) -> list[str]:

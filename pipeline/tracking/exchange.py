@@ -2,11 +2,11 @@
 
 import base64
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline import console, hashing
@@ -50,36 +50,35 @@ def mirror(stage: str | None = None, dry_run: bool = False) -> None:
 
 
 def fetch(artifact: str) -> None:
-    """Put an artifact (`[entity/project/]name:alias`) in place as its stage's output, so that `dvc repro` goes on there.
+    """Put an artifact (`[entity/project/]name:alias`) in place as its stage's output, so that `dvc repro` goes on.
 
-    Every file is checked against the artifact's manifest, then the whole against DVC's hash, and only then are
-    outputs replaced. dvc.lock then says that the stage has run with the dependencies that are here now; where some
-    are missing the stage is frozen too. Prints what was done. Raises UserError for a wrong name, a wrong hash, or
-    where W&B cannot be reached.
+    What the same run wrote beside it (the tokenizer of the tokens, the stage's report) comes with it. Every file is
+    checked against its artifact's manifest, then each output against DVC's hash, and only then are outputs replaced.
+    dvc.lock then says that the stage has run with the dependencies that are here now; where some are missing the
+    stage is frozen too. Prints what was done. Raises UserError for a wrong name, a wrong hash, or where W&B cannot be
+    reached.
     """
     version = _version(artifact)
-    row = next((a for a in ARTIFACTS if (a.name, a.type) == (version.name.split(":")[0], version.type)), None)
-    md5 = version.metadata.get("dvc_md5")
-    if row is None or not md5:
-        raise UserError(f"{version.source_qualified_name} is not an output of this pipeline: `wandb artifact get` fetches it")
-    target = Path(row.path)
-    aside = target.with_name(f".{target.name}.fetch")
-    try:
-        _download(version, aside)
-        for output, expected in md5.items():
-            found = hashing.tree_md5(aside / Path(output).relative_to(row.path))
-            if found != expected:
-                raise UserError(f"{version.source_qualified_name}: {output} has the hash {found}, DVC had {expected}")
-        for output in md5:
+    row = _row(version)
+    if row is None or not version.metadata.get("dvc_md5"):
+        raise UserError(
+            f"{version.source_qualified_name} is no output of this pipeline; `wandb artifact get` fetches it"
+        )
+    with _faults_in_words():
+        run = version.logged_by()
+        beside = [v for v in (run.logged_artifacts() if run else []) if v.id != version.id]
+    with TemporaryDirectory(dir=".", prefix=".fetch-") as folder:
+        places: dict[str, Path] = {}
+        for each in [version, *beside]:
+            own = _row(each)
+            if own is not None and own.stage == row.stage:
+                aside = Path(folder) / own.name
+                _download(each, aside)
+                places |= _checked(each, own, aside)
+        for output, fetched in places.items():
             with written_whole(output) as partial:
-                os.replace(aside / Path(output).relative_to(row.path), partial)
-        for path, text in version.metadata.get("beside", {}).items():
-            if path in artifacts.beside(row):
-                with written_whole(path) as partial:
-                    partial.write_text(text, encoding="utf-8")
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    console.say(f"fetch: {', '.join(md5)} from {version.source_qualified_name}: every hash is right")
+                os.replace(fetched, partial)
+    console.say(f"fetch: {', '.join(places)} from {version.source_qualified_name}: every hash is right")
     _accept(row)
 
 
@@ -187,7 +186,7 @@ def _version(artifact: str) -> Any:
         try:
             return api.artifact(artifact)
         except (wandb.errors.CommError, ValueError) as error:
-            raise UserError(f"W&B: {artifact}: {server.Fault(error)}") from None
+            raise UserError(f"W&B: {artifact}: {server.WandbError(error)}") from None
 
 
 def _download(version: Any, into: Path) -> None:
@@ -209,6 +208,21 @@ def _download(version: Any, into: Path) -> None:
             raise UserError(
                 f"{version.source_qualified_name}: {name} did not arrive as the manifest says; nothing was changed"
             )
+
+
+def _row(version: Any) -> Artifact | None:
+    name = version.source_name.split(":")[0]
+    return next((row for row in ARTIFACTS if (row.name, row.type) == (name, version.type)), None)
+
+
+def _checked(version: Any, row: Artifact, aside: Path) -> dict[str, Path]:
+    """{output: where it was fetched to}, each with the hash that DVC had. Raises UserError."""
+    places = {output: aside / Path(output).relative_to(row.path) for output in version.metadata["dvc_md5"]}
+    for output, place in places.items():
+        found, expected = hashing.tree_md5(place), version.metadata["dvc_md5"][output]
+        if found != expected:
+            raise UserError(f"{version.source_qualified_name}: {output} has the hash {found}, DVC had {expected}")
+    return places
 
 
 def _md5_b64(file: Path) -> str:
@@ -245,4 +259,6 @@ def _faults_in_words() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # the SDK raises a dozen kinds
-        raise UserError(f"W&B: {server.Fault(error)}. What was confirmed stays; repeat the command later") from error
+        raise UserError(
+            f"W&B: {server.WandbError(error)}. What was confirmed stays; repeat the command later"
+        ) from error

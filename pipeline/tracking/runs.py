@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pipeline import console
 from pipeline.tracking import artifacts, server
-from pipeline.tracking.server import Fault
+from pipeline.tracking.server import WandbError
 
 _CONFIRMATION = 10.0  # seconds that the server has, after the run's end, to say that it is whole
 
@@ -155,7 +155,7 @@ class Run:
                 self._confirm()
 
     def _confirm(self) -> None:
-        """Raise Fault unless the server says that the run has ended: the SDK keeps to itself what it could not send."""
+        """Raise WandbError unless the server says that the run has ended: the SDK keeps to itself what it could not send."""
         query = (
             "query Run($entity: String!, $project: String!, $name: String!) "
             "{ project(entityName: $entity, name: $project) { run(name: $name) { state historyLineCount } } }"
@@ -167,7 +167,7 @@ class Run:
             if said.get("state") not in (None, "running"):
                 return
             if time.monotonic() > until:
-                raise Fault("the server does not confirm the end of the run")
+                raise WandbError("the server does not confirm the end of the run")
             time.sleep(0.5)
 
     @cached_property
@@ -182,18 +182,18 @@ class Run:
     def _unharmed(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - whatever the SDK raises, a watcher stops nobody
+        except Exception as error:  # whatever the SDK raises: a watcher stops nobody
             if self._told:
                 return
             self._told = True
             advice = "the stage goes on; `moe mirror` uploads its outputs later"
             if self._live is not None:
-                advice += f", `wandb sync {self._place}` its curves"
-            console.warn(f"W&B: {Fault(error)}; {advice}")
+                advice += f", `wandb sync {'--include-online ' if self._online else ''}{self._place}` its curves"
+            console.warn(f"W&B: {WandbError(error)}; {advice}")
 
 
 def open_run(mode: Literal["online", "offline"], stage: str, config: dict[str, Any], resume_key: str | None) -> Any:
-    """The SDK's run of a stage. Raises Fault or what the SDK raises, within WANDB_INIT_TIMEOUT (default 20 s)."""
+    """The SDK's run of a stage. Raises WandbError or what the SDK raises, within WANDB_INIT_TIMEOUT (default 20 s)."""
     os.environ.setdefault("WANDB_SILENT", "true")  # the SDK's own lines; what matters is said by us, once
     import wandb
 

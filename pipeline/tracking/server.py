@@ -19,7 +19,7 @@ _STATUS = {
 }
 
 
-class Fault(Exception):
+class WandbError(Exception):
     """W&B cannot do what was asked; the text says why and holds no key."""
 
     def __init__(self, text: object) -> None:
@@ -39,7 +39,7 @@ def mode() -> tuple[Mode, str]:
 
 
 def ask(query: str, **variables: str) -> Any:
-    """One GraphQL question, asked once. Returns its `data`; raises Fault within about 10 seconds.
+    """One GraphQL question, asked once. Returns its `data`; raises WandbError within about 10 seconds.
 
     The SDK tries again for minutes and then says little, so before it is given work the server is asked this way.
     """
@@ -55,23 +55,23 @@ def ask(query: str, **variables: str) -> Any:
             timeout=_PATIENCE,
         )
     except httpx.TimeoutException:
-        raise Fault(f"no answer from {base} within {_PATIENCE:.0f} s") from None
+        raise WandbError(f"no answer from {base} within {_PATIENCE:.0f} s") from None
     except httpx.HTTPError as error:
-        raise Fault(f"{base} cannot be reached: {error}") from None
+        raise WandbError(f"{base} cannot be reached: {error}") from None
     if answer.status_code != 200:
-        raise Fault(f"{base} answers {_STATUS.get(answer.status_code, answer.status_code)}")
+        raise WandbError(f"{base} answers {_STATUS.get(answer.status_code, answer.status_code)}")
     try:
         body = answer.json()
         return body["data"]
     except (ValueError, KeyError):
-        raise Fault(f"{base} answers what is not W&B's: {answer.text[:100]}") from None
+        raise WandbError(f"{base} answers what is not W&B's: {answer.text[:100]}") from None
 
 
 def entity() -> str:
-    """The team or user that the project belongs to. Raises Fault where W&B does not answer or knows no such key."""
+    """The team or user that the project belongs to. Raises WandbError where W&B does not answer or knows no such key."""
     viewer = (ask("query Viewer { viewer { entity } }") or {}).get("viewer")
     if not viewer:
-        raise Fault(_STATUS[401])
+        raise WandbError(_STATUS[401])
     return os.environ.get("WANDB_ENTITY") or viewer["entity"]
 
 
@@ -84,7 +84,7 @@ def api() -> Any:
         raise UserError("W&B: WANDB_MODE=offline, and this needs the server: unset WANDB_MODE")
     try:
         overrides = {"entity": entity(), "project": os.environ.get("WANDB_PROJECT")}
-    except Fault as fault:
+    except WandbError as fault:
         raise UserError(f"W&B: {fault}. Nothing was changed; try again later") from None
     import wandb
 
