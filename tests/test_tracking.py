@@ -119,15 +119,8 @@ def empty_clone(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.mkdir()
     monkeypatch.chdir(path)
     monkeypatch.setenv("WANDB_DIR", str(path))
-    commands = {
-        stage: {
-            "cmd": " ".join([f'"{sys.executable}"', "work.py", stage, ",".join(outs(stage)), *entry.get("deps", [])])
-        }
-        for stage, entry in STAGES.items()
-    }
-    Path("dvc.yaml").write_text(
-        yaml.safe_dump({"stages": {stage: commands[stage] | STAGES[stage] for stage in STAGES}})
-    )
+    stages = {stage: {"cmd": f'"{sys.executable}" work.py {",".join(outs(stage))}'} | STAGES[stage] for stage in STAGES}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     Path("work.py").write_text(SCRIPT)
     return path
 

@@ -155,7 +155,7 @@ class Run:
                 self._confirm()
 
     def _confirm(self) -> None:
-        """Raise WandbError unless the server says that the run has ended: the SDK keeps to itself what it could not send."""
+        """Raise WandbError unless the server says that the run has ended: the SDK keeps what went wrong to itself."""
         query = (
             "query Run($entity: String!, $project: String!, $name: String!) "
             "{ project(entityName: $entity, name: $project) { run(name: $name) { state historyLineCount } } }"

@@ -68,7 +68,7 @@ def ask(query: str, **variables: str) -> Any:
 
 
 def entity() -> str:
-    """The team or user that the project belongs to. Raises WandbError where W&B does not answer or knows no such key."""
+    """The team or user whose project it is. Raises WandbError where W&B does not answer or does not know the key."""
     viewer = (ask("query Viewer { viewer { entity } }") or {}).get("viewer")
     if not viewer:
         raise WandbError(_STATUS[401])
