@@ -22,16 +22,14 @@ def experts(
 
     All tensors but `order_S` (int64) and `end_E` (int32) have one dtype; differentiable in the other four.
     """
-    n_per_token = weight_NK.size(1)
-    token_S = order_S // n_per_token
-    place_NK = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(order_S.size(0), device=order_S.device))
-    place_NK = place_NK.view(-1, n_per_token)
+    token_S = order_S // weight_NK.size(1)
+    place_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(order_S.size(0), device=order_S.device))
+    place_NK = place_S.view(weight_NK.shape)
     if x_NC.device.type == "cpu":
         return _experts_cpu(x_NC, weight_NK, token_S, place_NK, end_E, gate_up_EJC, down_ECI)[0]
-    x_SC = _Spread.apply(x_NC, token_S, place_NK)
-    weight_S1 = weight_NK.reshape(-1, 1)[order_S]
     products = _grouped if _has_grouped_mm(x_NC, down_ECI) else _blocked
-    y_SC = products(x_SC, weight_S1, end_E, gate_up_EJC, down_ECI)
+    weight_S1 = weight_NK.reshape(-1, 1)[order_S]
+    y_SC = products(_Spread.apply(x_NC, token_S, place_NK), weight_S1, end_E, gate_up_EJC, down_ECI)
     return _Gather.apply(y_SC, token_S, place_NK)
 
 

@@ -16,7 +16,7 @@ from litgpt.model import LLaMAMLP
 from torch import Tensor, nn
 
 from pipeline.model import expert_kernels
-from pipeline.model.routing import Router, Routing, observe
+from pipeline.model.routing import Router, Routing, autocast_is_on, observe
 
 
 class MoE(nn.Module):
@@ -54,8 +54,8 @@ class MoE(nn.Module):
         x_NC = x_BTC.reshape(-1, x_BTC.size(-1))
         weight_NK, index_NK, logits_NE, probability_NE = self.gate(x_NC)
         order_S, end_E = dispatch(index_NK, self.down_ECI.size(0))
-        if self.training:
-            self.routing = observe(end_E.diff(prepend=end_E.new_zeros(1)).long(), logits_NE, probability_NE)
+        count_E = end_E.diff(prepend=end_E.new_zeros(1)).long()
+        self.routing = observe(count_E, logits_NE, probability_NE) if self.training else None
         if self.routed_scaling_factor != 1.0:
             weight_NK = weight_NK * self.routed_scaling_factor
         dtype = _compute_dtype(x_NC)
@@ -78,7 +78,7 @@ def dispatch(index_NK: Tensor, n_expert: int) -> tuple[Tensor, Tensor]:
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return torch.get_autocast_dtype(kind) if autocast_is_on(kind) else x.dtype
 
 
 def _to_litgpt_names(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:

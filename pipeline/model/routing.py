@@ -7,6 +7,7 @@ Legend: N tokens, C embedding, E experts, K experts of a token, L MoE layers.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,7 +51,8 @@ class Router(nn.Module):
 
     def forward(self, x_NC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the chosen experts' weights [N, K] and indices [N, K], the logits [N, E] and distribution [N, E]."""
-        with torch.autocast(x_NC.device.type, enabled=False):
+        kind = x_NC.device.type
+        with torch.autocast(kind, enabled=False) if autocast_is_on(kind) else nullcontext():
             logits_NE = F.linear(x_NC.float(), self.weight.float())
             if self.kind == "sigmoid":
                 score_NE = logits_NE.sigmoid()
@@ -72,6 +74,11 @@ class Router(nn.Module):
         """
         count_E = count_E.float()
         self.e_score_correction_bias += rate * torch.sign(count_E.mean() - count_E)
+
+
+def autocast_is_on(device_type: str) -> bool:
+    """Whether autocast is on for the device; the meta device, on which models are counted, has none."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def observe(count_E: Tensor, logits_NE: Tensor, probability_NE: Tensor) -> Routing:
