@@ -34,9 +34,9 @@ def problems(root: Path = Path()) -> list[str]:
         given_sections = set(stage.get("params", []))
         found += [f"dvc.yaml: {name} reads params.{s}; add it to params" for s in sorted(sections - given_sections)]
         found += [f"dvc.yaml: {name} declares params.{s}, never read" for s in sorted(given_sections - sections)]
-        attributes = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        names = {name for tree in trees for name in _names_read(tree)}
         for section in given_sections:
-            read_keys.setdefault(section, set()).update(attributes)
+            read_keys.setdefault(section, set()).update(names)
     elsewhere = _keys_of_properties(root / "pipeline" / "params.py")
     dvc_yaml = (root / "dvc.yaml").read_text(encoding="utf-8")
     for path in sorted(_all_keys(Params)):
@@ -99,6 +99,15 @@ def _sections_read(tree: ast.AST) -> Iterator[str]:
                 isinstance(owner, ast.Attribute) and owner.attr == "params"
             ):
                 yield node.attr
+
+
+def _names_read(tree: ast.AST) -> Iterator[str]:
+    """Attributes, and strings that may name one (getattr)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 def _keys_of_properties(path: Path) -> set[str]:
