@@ -37,7 +37,7 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
     return gemm_flops(device, dtype), f"measured product of matrices in {str(dtype).removeprefix('torch.')}"
 
 
-def gemm_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+def gemm_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
     """FLOP/s of the fastest of the square products that fit in `seconds`."""
     n = 1024 if device.type == "cpu" else 4096
     a = torch.ones(n, n, device=device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The metrics of a run as it goes: a CSV beside the checkpoints, DVCLive's files, W&B; rewound when a run resumes.
+"""The metrics of a run as it goes: CSVs beside the checkpoints, DVCLive's files, W&B; rewound when a run resumes.
 
 history = History(folder, live_folder, run, first_step=0)
 history.add(step, tokens, {"loss": 3.2, "lr": 1e-3})
@@ -17,26 +17,25 @@ from pipeline.files import written_whole
 from pipeline.model.routing import RoutingStats
 
 
-class History:
-    """Rows of metrics by step. The CSV lives outside DVC's outputs, which DVC removes before a stage runs again."""
+COLUMNS = (
+    *("step", "tokens", "seconds", "loss", "val_loss", "lm_loss", "balance_loss", "z_loss", "lr", "grad_norm"),
+    *("tokens_per_second", "mfu", "load_entropy", "max_violation", "dead_experts", "router_confidence", "bad_steps"),
+)
+OF_LAYER = ("load_entropy", "max_violation", "dead_experts", "router_entropy", "confidence")
 
-    COLUMNS = (
-        *("step", "tokens", "seconds", "loss", "val_loss", "lm_loss", "balance_loss", "z_loss", "lr", "grad_norm"),
-        *("tokens_per_second", "mfu", "load_entropy", "max_violation", "dead_experts", "router_confidence"),
-        "bad_steps",
-    )
+
+class History:
+    """metrics.csv (a row a reading) and experts.csv (a row a reading and MoE layer), and whoever watches.
+
+    They lie outside of DVC's outputs, which DVC removes before a stage runs again.
+    """
 
     def __init__(self, folder: Path, live: Path, run: tracking.Run | None, first_step: int) -> None:
         """Go on after `first_step`: what a killed run wrote beyond it is dropped, the rest is shown again."""
-        self.path = folder / "metrics.csv"
         self._run = run
-        self.rows = [row for row in _read(self.path) if int(row["step"]) <= first_step]
-        with written_whole(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        self._file = self.path.open("a", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, self.COLUMNS)
+        self._metrics = _Table(folder / "metrics.csv", COLUMNS, first_step)
+        self._experts = _Table(folder / "experts.csv", ("step", "layer", *OF_LAYER), first_step)
+        self.rows = self._metrics.rows
         live.mkdir(parents=True, exist_ok=True)
         # Neither a dvc.yaml of its own nor an experiment: the stage's dvc.yaml says what is plotted.
         self._live = Live(dir=os.fspath(live), dvcyaml=False, save_dvc_exp=False)
@@ -44,22 +43,20 @@ class History:
             self._show({k: float(v) for k, v in row.items() if v != ""})
 
     def add(self, row: dict[str, float], layers: list[RoutingStats]) -> None:
-        """A row of some of COLUMNS, `step` and `tokens` among them; `layers` goes to DVCLive and W&B only."""
-        self.rows.append({name: row.get(name, "") for name in self.COLUMNS})
-        self._writer.writerow(self.rows[-1])
-        self._file.flush()
-        of_layers = {
-            f"layer_{i}/{name}": float(getattr(layer, name))
-            for i, layer in enumerate(layers)
-            for name in ("load_entropy", "max_violation", "dead_experts", "confidence")
-        }
-        self._show(row | of_layers)
+        """A reading: some of COLUMNS, `step` and `tokens` among them, and each MoE layer's routing."""
+        self._metrics.add(row)
+        of_layers: dict[str, float] = {}
+        for i, layer in enumerate(layers):
+            numbers = {name: float(getattr(layer, name)) for name in OF_LAYER}
+            self._experts.add({"step": row["step"], "layer": i, **numbers})
+            of_layers |= {f"layer_{i}/{name}": value for name, value in numbers.items()}
+        self._show(row)
         self._live.sync()
         if self._run is not None:
             shown = {k: float(v) for k, v in (row | of_layers).items() if k not in ("step", "tokens")}
             self._run.log(shown, tokens=int(row["tokens"]))
 
-    def _show(self, row: dict[str, Any]) -> None:
+    def _show(self, row: dict[str, float]) -> None:
         self._live.step = int(row["step"])
         for name, value in row.items():
             if name != "step":
@@ -71,8 +68,31 @@ class History:
         return [float(row["tokens"]) for row in have], [float(row[name]) for row in have]
 
     def close(self) -> None:
-        self._file.close()
+        self._metrics.close()
+        self._experts.close()
         self._live.end()
+
+
+class _Table:
+    """A CSV that grows row by row, and that forgets what lies beyond a step."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...], last_step: int) -> None:
+        self._columns = columns
+        self.rows = [row for row in _read(path) if int(row["step"]) <= last_step]
+        with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, columns)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append({name: row.get(name, "") for name in self._columns})
+        self._writer.writerow(self.rows[-1])
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,226 @@
+"""A run that was stopped, in whatever way, ends with the same bytes as one that was not."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.params import Params
+from pipeline.training import checkpoint
+from tests.training.small import assert_same_bytes, run, tiny
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def children() -> BaseContext:
+    """Real processes; where the system can, forked from one that has imported torch already."""
+    if sys.platform == "win32":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.training.loop", "dvc.repo", "torch._dynamo"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    assert run(corpus, out, tiny(max_steps=STEPS))["resumed_from"] is None
+    return out
+
+
+def child(corpus: Path, out: Path, parameters: Params) -> None:
+    from pipeline.training.interruption import Interrupted
+
+    try:
+        report = run(corpus, out, parameters)
+    except Interrupted as interrupted:
+        print(interrupted)
+        sys.exit(interrupted.exit_code)
+    (out / "report.json").write_text(json.dumps(report))
+
+
+def progress(out: Path) -> int:
+    """The last step in the metrics."""
+    for path in out.glob("runs/*/metrics.csv"):
+        lines = path.read_text().splitlines()
+        return int(lines[-1].split(",")[0]) if len(lines) > 1 and lines[-1].split(",")[0].isdigit() else 0
+    return 0
+
+
+def start(children: Any, corpus: Path, out: Path, parameters: Params, until_step: int) -> Any:
+    """Start training in a child; return it when it has done `until_step` steps, or has ended."""
+    process = children.Process(target=child, args=(corpus, out, parameters))
+    process.start()
+    while process.is_alive() and progress(out) < until_step:
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.timeout(500)
+def test_killed_five_times_at_random_steps_it_ends_with_the_same_bytes(
+    children: BaseContext, corpus: Path, whole: Path, tmp_path: Path
+) -> None:
+    chance = random.Random(2)
+    kills = sorted(chance.sample(range(2, STEPS), 5))
+    for step in kills:
+        process = start(children, corpus, tmp_path, tiny(max_steps=STEPS), step)
+        time.sleep(chance.random() * 0.02)  # in the middle of a step, or of writing a checkpoint
+        os.kill(process.pid, signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
+        process.join()
+        assert process.exitcode != 0
+    process = start(children, corpus, tmp_path, tiny(max_steps=STEPS), STEPS + 1)
+    process.join()
+    assert process.exitcode == 0
+    assert json.loads((tmp_path / "report.json").read_text())["resumed_from"] > 0
+    assert_same_bytes(tmp_path, whole)
+    assert metrics_without_times(tmp_path) == metrics_without_times(whole)
+
+
+def metrics_without_times(out: Path) -> list[list[str]]:
+    """Rows of metrics.csv but for what depends on the clock; a kill may neither repeat a row nor lose one."""
+    (path,) = out.glob("runs/*/metrics.csv")
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    timed = {rows[0].index(name) for name in ("seconds", "tokens_per_second", "mfu")}
+    return [[value for i, value in enumerate(row) if i not in timed] for row in rows]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send to another process")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_writes_a_checkpoint_and_exits_with_its_code(
+    children: BaseContext, corpus: Path, whole: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    parameters = tiny(max_steps=STEPS, checkpoint_every=1000)
+    process = start(children, corpus, tmp_path, parameters, 3)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == code
+    assert not (tmp_path / "model").exists()
+    (folder,) = (tmp_path / "runs").iterdir()
+    stopped = checkpoint.newest(folder)
+    assert stopped is not None and 3 <= stopped.step < STEPS
+    report = run(corpus, tmp_path, parameters)
+    assert report["resumed_from"] == stopped.step
+    assert_same_bytes(tmp_path, whole)
+
+
+@pytest.fixture
+def halfway(corpus: Path, tmp_path: Path) -> Iterator[Path]:
+    """A run of 12 steps stopped by the clock in its first steps, with its checkpoints."""
+    run(corpus, tmp_path, tiny(max_minutes=1e-9, keep_checkpoints=3))
+    yield tmp_path
+
+
+def folder_of(out: Path) -> Path:
+    (folder,) = (out / "runs").iterdir()
+    return folder
+
+
+def test_a_run_that_the_clock_stopped_goes_on_when_it_gets_more_time(corpus: Path, tmp_path: Path) -> None:
+    first = run(corpus, tmp_path, tiny(max_minutes=1e-9))
+    assert first["stopped_by"] == "max_minutes" and first["steps"] < 12
+    second = run(corpus, tmp_path, tiny(max_minutes=60))
+    assert second["stopped_by"] == "max_steps" and second["resumed_from"] == first["steps"]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = stopped_at(corpus, tmp_path, 9, keep_checkpoints=3)
+    state = folder_of(out) / "step-00000008" / "state.pt"
+    state.write_bytes(state.read_bytes()[:-100] + b"\0" * 100)
+    report = run(corpus, out, tiny(keep_checkpoints=3))
+    assert report["resumed_from"] == 6
+    assert "step-00000008 is damaged" in capsys.readouterr().err
+
+
+def stopped_at(corpus: Path, out: Path, step: int, **changes: Any) -> Path:
+    """The state on disk of a run that died in step `step` (from 0)."""
+    from pipeline.training import step as steps
+
+    class PowerCut(BaseException):
+        pass
+
+    original = steps.Step.__call__
+
+    def cut(self: Any, number: int, batches: Any) -> None:
+        if number == step:
+            raise PowerCut
+        original(self, number, batches)
+
+    steps.Step.__call__ = cut  # type: ignore[method-assign]
+    try:
+        run(corpus, out, tiny(**changes))
+    except PowerCut:
+        return out
+    finally:
+        steps.Step.__call__ = original  # type: ignore[method-assign]
+    raise AssertionError("the run ended before that step")
+
+
+def test_the_last_k_checkpoints_are_kept_and_a_finished_run_keeps_one(corpus: Path, tmp_path: Path) -> None:
+    stopped_at(corpus, tmp_path, 9, keep_checkpoints=2)
+    assert [path.name for path in sorted(folder_of(tmp_path).glob("step-*"))] == ["step-00000006", "step-00000008"]
+    run(corpus, tmp_path, tiny())
+    assert [path.name for path in folder_of(tmp_path).glob("step-*")] == ["step-00000012"]
+
+
+def test_never_starts_anew(corpus: Path, tmp_path: Path) -> None:
+    stopped_at(corpus, tmp_path, 9)
+    assert run(corpus, tmp_path, tiny(), resume="never")["resumed_from"] is None
+
+
+def test_a_finished_run_is_not_trained_again(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(corpus, tmp_path, tiny())
+    before = (tmp_path / "model" / "lit_model.pth").read_bytes()
+    second = run(corpus, tmp_path, tiny())
+    assert "was finished before" in capsys.readouterr().out
+    assert (tmp_path / "model" / "lit_model.pth").read_bytes() == before
+    assert {k: first[k] for k in ("loss", "val_loss", "tokens")} == {k: second[k] for k in ("loss", "val_loss", "tokens")}
+
+
+def test_what_only_watches_a_run_does_not_make_it_another(corpus: Path, tmp_path: Path) -> None:
+    stopped_at(corpus, tmp_path, 9)
+    report = run(corpus, tmp_path, tiny(log_every=3, eval_every=4, checkpoint_every=5, num_workers=1))
+    assert report["resumed_from"] == 8
+
+
+def test_other_parameters_are_another_run(corpus: Path, tmp_path: Path) -> None:
+    stopped_at(corpus, tmp_path, 9)
+    assert run(corpus, tmp_path, tiny(seed=1))["resumed_from"] is None
+
+
+def test_another_models_checkpoint_is_refused_with_the_fields_that_differ(corpus: Path, tmp_path: Path) -> None:
+    stopped_at(corpus, tmp_path, 9)
+    with pytest.raises(UserError, match=r"model\.n_expert: 4 there, 2 here") as refusal:
+        run(corpus, tmp_path, tiny(model={"n_expert": 2}), resume=str(folder_of(tmp_path)))
+    assert "train.seed" not in str(refusal.value)
+
+
+def test_a_named_checkpoint_may_come_from_a_run_of_other_length(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped_at(corpus, tmp_path / "a", 9)
+    path = folder_of(tmp_path / "a") / "step-00000006"
+    report = run(corpus, tmp_path / "b", tiny(max_steps=10), resume=str(path))
+    assert report["resumed_from"] == 6 and report["steps"] == 10
+    assert "train.max_steps: 12 there, 10 here" in capsys.readouterr().err
+
+
+def test_a_path_without_a_checkpoint_is_refused(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint of a training run"):
+        run(corpus, tmp_path, tiny(), resume=str(tmp_path / "nothing"))
+    assert list(tmp_path.iterdir()) == []
