@@ -424,11 +424,12 @@ class Evaluate(Section):
     batch_size: Positive = Field(description="windows in one forward pass")
     stride: Positive | None = Field(description="sliding window: tokens scored per window; null: block by block")
     train_sample_tokens: Annotated[int, Field(ge=0)] = Field(description="training tokens scored too; 0: none")
-    prompts: list[str] = Field(min_length=1)
+    prompts: list[str] = Field(min_length=1, description="beginnings that the model continues")
     temperatures: list[Annotated[float, Field(ge=0)]] = Field(min_length=1, description="0: greedy")
+    samples_per_prompt: Positive = Field(description="stories for each prompt and temperature above 0")
     top_p: Annotated[float, Field(gt=0, le=1)]
-    max_new_tokens: Positive
-    seed: int
+    max_new_tokens: Positive = Field(description="tokens of a story at most; the model's context bounds it too")
+    seed: int = Field(description="of the first sample; the next ones count up")
     ngram_order: Positive = Field(description="order of the Kneser-Ney reference model")
     reference_bytes: Annotated[int, Field(ge=0)] = Field(description="training text for n-grams; 0: no references")
     memorisation_bytes: Annotated[int, Field(ge=0)] = Field(description="training text searched for overlaps; 0: none")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.stage import CHECKPOINT, CLEAN, TOKENS, stage
+from pipeline.stage import CHECKPOINT, CLEAN, PLOTS, REPORTS, TOKENS, stage
 
 app = typer.Typer(add_completion=False)
 
@@ -16,14 +16,16 @@ def main(
 ) -> None:
     """Measure the trained model on the whole val set and beside references; write the report."""
     with stage("evaluate", params) as job:
-        from pipeline.evaluation.evaluate import evaluate
+        from pipeline.evaluation import evaluate, report
 
-        figures, _ = evaluate(job.params, CHECKPOINT, TOKENS, CLEAN)
+        stages = report.read_stages(REPORTS)
+        entropy = stages["download"].get("entropy_bits_per_byte")
+        figures, details = evaluate.evaluate(job.params, CHECKPOINT, TOKENS, CLEAN, entropy)
+        evaluate.present(details, stages, REPORTS)
         val = figures["val"]
-        summary = (
-            f"val loss {val['loss']:.4f}, perplexity {val['perplexity']:.2f}, {val['bits_per_byte']:.4f} bits/byte"
-        )
-        job.finish(figures, wrote=[], summary=summary)
+        summary = f"val loss {val['loss']:.4f}, perplexity {val['perplexity']:.2f}, "
+        summary += f"{val['bits_per_byte']:.4f} bits per byte"
+        job.finish(figures, wrote=[REPORTS / "report.html", PLOTS / "evaluate"], summary=summary)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from pipeline.evaluation.generation import Completion, Generator, Sampling
+from pipeline.evaluation.generation import Completion, Generator
 from pipeline.evaluation.memorisation import Index
+from pipeline.evaluation.sampling import Sampling
 from pipeline.params import Evaluate
 
 _REPEATED_NGRAM = 4
@@ -30,16 +31,18 @@ class Told:
 
 
 def tell(generator: Generator, params: Evaluate, advance: Callable[[int], None] = lambda n: None) -> list[Told]:
-    """Continue every prompt at every temperature, `samples_per_prompt` times each (once where nothing is random)."""
+    """Continue every prompt at every temperature, `samples_per_prompt` times each (once where nothing is random).
+
+    The j-th time has the seed `seed` + j; the Generator's text depends on seed, prompt and settings alone.
+    """
     told = []
     for temperature in params.temperatures:
-        times = params.samples_per_prompt if temperature > 0 else 1
-        sampling = Sampling(
-            max_new_tokens=params.max_new_tokens, temperature=temperature, top_p=params.top_p, seed=params.seed
-        )
-        prompts = [prompt for prompt in params.prompts for _ in range(times)]
-        told += [Told(temperature, completion) for completion in generator.generate(prompts, sampling)]
-        advance(len(prompts))
+        for j in range(params.samples_per_prompt if temperature > 0 else 1):
+            sampling = Sampling(
+                max_new_tokens=params.max_new_tokens, temperature=temperature, top_p=params.top_p, seed=params.seed + j
+            )
+            told += [Told(temperature, completion) for completion in generator.generate(params.prompts, sampling)]
+            advance(len(params.prompts))
     return told
 
 
