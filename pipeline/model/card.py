@@ -2,7 +2,8 @@
 
     write(params, reports, folder, facts)     # after everything else stands in the folder: it lists each file's hash
 
-What it says of the data and the quality comes from reports/*.json; a report that is not there leaves its part out.
+What it says of the data and the quality comes from the reports of the other stages (sample text: the details that the
+evaluation keeps for its plots); a report that is not there leaves its part out.
 """
 
 import json
@@ -28,29 +29,33 @@ _CARD = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+path = "."  # this folder, or its name on the Hub
 model = AutoModelForCausalLM.from_pretrained(path)
 tokenizer = AutoTokenizer.from_pretrained(path)
 prompt = tokenizer("{{ prompt }}", return_tensors="pt", return_token_type_ids=False)
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100, do_sample=True)[0]))
 ```
-{% for file in gguf %}
-{{ "\\n" if loop.first }}`{{ file }}` is for llama.cpp: `llama-cli -m {{ file }} -p "{{ prompt }}"`
+{%- for file in gguf %}
+
+`{{ file }}` is for llama.cpp: `llama-cli -m {{ file }} -p "{{ prompt }}"`
 {%- endfor %}
 
 ## Figures
 
 | | |
 | --- | --- |
-{% for name, value in figures %}| {{ name }} | {{ value }} |
-{% endfor %}
+{%- for name, value in figures %}
+| {{ name }} | {{ value }} |
+{%- endfor %}
 {%- if samples %}
 
 ## What it writes
-{% for sample in samples %}
-Prompt {{ sample.prompt | tojson }}{{ settings(sample) }}:
+{%- for sample in samples %}
 
-{{ quoted(sample.text) }}
-{% endfor %}
+Temperature {{ sample.temperature }}:
+
+{{ quoted(sample.prompt + sample.text) }}
+{%- endfor %}
 {%- endif %}
 
 ## How it came about
@@ -77,7 +82,6 @@ All of them together (names and contents): `{{ content_hash }}`
 def write(params: Params, reports: Path, folder: Path, facts: dict[str, Any]) -> None:
     """Write folder/README.md. `facts`: what `huggingface.to_huggingface` returned, and `active_parameters`."""
     said = {name: _read(reports / f"{name}.json") for name in ("download", "clean", "tokenize", "train", "evaluate")}
-    samples = _read(reports / "samples.json")
     files = [file for file in hashing.files_below(folder) if file.name != "README.md"]
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False).from_string(_CARD)
     prompt = params.evaluate.prompts[0].replace('"', "'").replace("\n", " ")
@@ -88,8 +92,7 @@ def write(params: Params, reports: Path, folder: Path, facts: dict[str, Any]) ->
         prompt=prompt,
         gguf=[file.name for file in files if file.suffix == ".gguf"],
         figures=_figures(said, facts),
-        samples=samples[:4] if isinstance(samples, list) else [],
-        settings=lambda sample: f" at temperature {sample['temperature']}" if "temperature" in sample else "",
+        samples=_samples(_read(reports / "plots" / "evaluate" / "details.json")),
         quoted=lambda words: "\n".join(f"> {line}".rstrip() for line in words.strip().split("\n")),
         data=_data(params, said["download"]),
         parameters=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
@@ -155,6 +158,17 @@ def _figures(said: dict[str, Any], facts: dict[str, Any]) -> list[tuple[str, str
     val = said["evaluate"].get("val", {})
     found += [(f"{words} (validation)", f"{val[name]:.4f}") for name, words in names.items() if name in val]
     return found
+
+
+def _samples(details: dict[str, Any]) -> list[dict[str, Any]]:
+    """The first story of each prompt, at the lowest temperature that draws at random; of three prompts at most."""
+    stories = details.get("samples", {}).get("stories", [])
+    temperature = min((story["temperature"] for story in stories if story["temperature"] > 0), default=0.0)
+    first: dict[str, dict[str, Any]] = {}
+    for story in stories:
+        if story["temperature"] == temperature:
+            first.setdefault(story["prompt"], story)
+    return list(first.values())[:3]
 
 
 def _data(params: Params, downloaded: dict[str, Any]) -> str:

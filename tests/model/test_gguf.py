@@ -1,6 +1,7 @@
 """GGUF files read back: by the gguf package tensor by tensor, and by transformers' own loader as a second reader."""
 
 import json
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,25 @@ def test_a_tokenizer_without_merges_is_refused(tokenizer_folder: Path, tmp_path:
     with pytest.raises(UserError, match="byte-level BPE"):
         gguf.write(trained(tiny()), tmp_path, tmp_path / "model.gguf", "f16", "stories")
     assert not (tmp_path / "model.gguf").exists()
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_llama_cpp_computes_the_same_and_cuts_text_the_same(name: str, tokenizer_folder: Path, tmp_path: Path) -> None:
+    xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not installed (uv pip install xllamacpp)")
+    gpt = trained(tiny(**STRUCTURES[name][1]))
+    gguf.write(gpt, tokenizer_folder, tmp_path / "model.gguf", "f32", "stories")
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel = str(tmp_path / "model.gguf"), 64, 1
+    settings.warmup, settings.cpuparams.n_threads, settings.verbosity = False, 1, -1
+    server = xllamacpp.Server(settings)
+    words = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    prompt = words.encode('Once upon a time, Mia said: "We can\'t find 12 balls!"').ids
+    told = server.handle_completions({"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 5})
+    found = {t["id"]: t["logprob"] for t in told["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
+    with torch.no_grad():
+        expected_V = gpt(torch.tensor([prompt]))[0, -1, :300].log_softmax(-1)
+    assert max(found, key=lambda token: found[token]) == int(expected_V.argmax())
+    assert all(abs(expected_V[token].item() - logprob) < 0.02 for token, logprob in found.items())  # f16 KV cache
+    asked = json.dumps({"content": words.decode(prompt), "add_special": False}).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"{server.listening_address}/tokenize", asked)) as answer:
+        assert json.load(answer)["tokens"] == prompt
