@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.stage import CLEAN, RAW, REPORTS, stage
+from pipeline.stage import CLEAN, PLOTS, RAW, stage
 
 app = typer.Typer(add_completion=False)
 
@@ -28,7 +28,7 @@ def main(
     with stage("clean", params) as job:
         from pipeline.corpus import cleaning
 
-        report = cleaning.clean(job.params.clean, RAW, CLEAN, REPORTS / "plots", runner)
+        report = cleaning.clean(job.params.clean, RAW, CLEAN, PLOTS / "clean", runner)
         kept, val = report["documents_out"], report["val"]["documents"]
         job.finish(
             report, wrote=[CLEAN], summary=f"{kept:,} of {report['documents_in']:,} documents, {val:,} of them val"

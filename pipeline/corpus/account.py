@@ -54,9 +54,13 @@ class Account:
         self._lengths_out += np.histogram(sizes[kept], _EDGES)[0]
         for side, here in (("train", kept & ~is_val), ("val", kept & is_val)):
             self._sides[side].update(documents=int(here.sum()), bytes=int(sizes[here].sum()))
-        names = table.column("source").filter(pa.array(kept)).to_pylist()
-        for name, size in zip(names, sizes[kept].tolist(), strict=True):
-            self._sources[name].update(documents=1, bytes=size)
+        names = table.column("source").combine_chunks().dictionary_encode()
+        index = names.indices.to_numpy()[kept]
+        documents = np.bincount(index, minlength=len(names.dictionary)).tolist()
+        total = np.bincount(index, weights=sizes[kept], minlength=len(names.dictionary)).tolist()
+        for name, n_documents, n_bytes in zip(names.dictionary.to_pylist(), documents, total, strict=True):
+            if n_documents:
+                self._sources[name].update(documents=n_documents, bytes=int(n_bytes))
 
     def _drop(self, table: Any, reason: np.ndarray, names: tuple[str, ...], sizes: np.ndarray) -> None:
         for index in np.unique(reason[reason > 0]).tolist():

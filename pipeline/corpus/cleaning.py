@@ -91,6 +91,13 @@ def scrubbed(params: Clean, shards: list[Path]) -> daft.DataFrame:
     return frame
 
 
+def _batches(params: Clean, shards: list[Path]) -> Iterator[pa.RecordBatch]:
+    """What the plan gives. One machine takes shard after shard, since its engine would read all of them at once."""
+    on_ray = daft.get_or_create_runner().name == "ray"
+    for some in [shards] if on_ray else [[path] for path in shards]:
+        yield from scrubbed(params, some).to_arrow_iter()
+
+
 def in_order(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The batches by their rows, 0, 1, 2, …: an engine may hand them out as they are ready."""
     waiting: dict[int, pa.RecordBatch] = {}
@@ -117,8 +124,8 @@ def _scrub_all(
     limit = np.uint64(int(params.val_fraction * 2**64))
     near = near_duplicates.NearDuplicates(params.near_duplicates, work) if params.near_duplicates.enabled else None
     total = sum(pq.read_metadata(path).num_rows for path in shards)
-    with Shards(work / "scrubbed", _SCRUBBED) as out, console.progress("clean", total, "documents") as advance:
-        for batch in in_order(scrubbed(params, shards).to_arrow_iter()):
+    with Shards(work / "scrubbed", _SCRUBBED, "lz4") as out, console.progress("clean", total, "documents") as advance:
+        for batch in in_order(_batches(params, shards)):
             account.scrubbed(batch)
             advance(len(batch))
             batch = batch.filter(pa.compute.equal(batch.column("reason"), 0))

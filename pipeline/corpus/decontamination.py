@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.corpus.quality import Characters, ngrams
+from pipeline.corpus.quality import Characters, ngrams, slices
 from pipeline.corpus.reading import ALLOWED, How, Reader, kind_of
 from pipeline.errors import UserError
 from pipeline.params import Clean
@@ -29,15 +29,17 @@ def sought(params: Clean, val_texts: Callable[[], Iterable[pa.Array]]) -> dict[s
 def overlaps(texts: pa.Array, n: int, ngram_hashes: np.ndarray) -> np.ndarray:
     """Which texts have an n-gram among the sorted hashes, bool [texts]."""
     hit = np.zeros(len(texts), bool)
-    if len(texts) and len(ngram_hashes):
-        hash_G, document_G, _ = ngrams(Characters(texts), n)
+    start = 0
+    for part in slices(texts) if len(ngram_hashes) else ():
+        hash_G, document_G, _ = ngrams(Characters(part), n)
         at = np.minimum(np.searchsorted(ngram_hashes, hash_G), len(ngram_hashes) - 1)
-        hit[document_G[ngram_hashes[at] == hash_G]] = True
+        hit[start + document_G[ngram_hashes[at] == hash_G]] = True
+        start += len(part)
     return hit
 
 
 def _hashes(batches: Iterable[pa.Array], n: int) -> np.ndarray:
-    hashes = [np.unique(ngrams(Characters(batch), n)[0]) for batch in batches if len(batch)]
+    hashes = [np.unique(ngrams(Characters(part), n)[0]) for batch in batches for part in slices(batch)]
     return np.unique(np.concatenate(hashes)) if hashes else np.zeros(0, np.uint64)
 
 

@@ -29,7 +29,6 @@ from pipeline.params import HuggingFace, Url
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each further try
 _DOWNLOADS = ".downloads"  # beside data/raw: outlives a broken run, so that the next one goes on from it
-_BLOCK = 2**20
 _STREAM_BLOCK = 8 * 2**20  # of a Hub file read in part
 T = TypeVar("T")
 
@@ -113,7 +112,7 @@ def _fetch_rest(url: str, part: Path, state: Path, max_bytes: int) -> None:
         what = f"fetch {PurePosixPath(part.name).stem}"
         with part.open("ab" if have else "wb") as out, console.progress(what, total, "bytes") as advance:
             advance(have)
-            for block in answer.iter_raw(_BLOCK):
+            for block in answer.iter_raw():  # as it arrives: what waits in a larger block is lost with the connection
                 have += len(block)
                 if have > max_bytes or (total or 0) > max_bytes:
                     break

@@ -8,12 +8,14 @@ Dimensions: C characters of the batch, R runs of characters (words, lines), D do
 """
 
 import unicodedata
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, lru_cache
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.corpus.shards import byte_lengths
 from pipeline.params import Quality
 
 RULES = (
@@ -25,8 +27,8 @@ RULES = (
 )
 _LATIN = "AZ az ªª ºº ÀÖ Øö øʯ Ḁỿ ⱠⱿ Ꜣꞇ Ꞌꟿ ꬰꭤ ＡＺ ａｚ"
 _HAN = ("\u2e80\u2fdf", "々〇", "\u3021\u3029", "\u3400\u4dbf", "\u4e00\u9fff", "\uf900\ufaff", "\U00020000\U000323af")
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # base of the polynomial hashes
-_POWERS = np.multiply.accumulate(np.full(2**16, _ODD))
+_BASE = 0x9E3779B97F4A7C15  # of the polynomial hashes, which are taken modulo 2^64
+_SLICE_BYTES = 2**20  # of text looked at together: some arrays take 8 bytes a character and should stay in the cache
 
 
 @cache
@@ -53,6 +55,27 @@ def _ranges(ranges: tuple[str, ...] | list[str]) -> np.ndarray:
 @cache
 def _script(name: str) -> np.ndarray:
     return _ranges(_HAN if name == "han" else _LATIN.split())
+
+
+@lru_cache(maxsize=2)
+def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """base^i and base^-i for i from 0, uint64 [count]."""
+    both = []
+    for base in (_BASE, pow(_BASE, -1, 2**64)):
+        factors = np.full(count, base, np.uint64)
+        factors[0] = 1
+        both.append(np.multiply.accumulate(factors))
+    return both[0], both[1]
+
+
+def slices(texts: pa.Array) -> Iterator[pa.Array]:
+    """The texts in turn, as many at a time as should be looked at together."""
+    ends = np.cumsum(byte_lengths(texts))
+    taken = 0
+    while taken < len(texts):
+        stop = int(np.searchsorted(ends, (ends[taken - 1] if taken else 0) + _SLICE_BYTES)) + 1
+        yield texts.slice(taken, stop - taken)
+        taken = stop
 
 
 class Characters:
@@ -92,13 +115,11 @@ class Runs:
         self.length_R = stop_R - start_R
 
     def hashes(self, value_C: np.ndarray) -> np.ndarray:
-        """A hash of each run's characters, uint64 [R]."""
-        if not len(self.start_R):
-            return np.zeros(0, np.uint64)
-        inside = np.repeat(self.start_R, self.length_R)
-        offset = np.arange(len(inside)) - np.repeat(np.cumsum(self.length_R) - self.length_R, self.length_R)
-        terms = (value_C[inside + offset].astype(np.uint64) + np.uint64(1)) * _POWERS[offset & 0xFFFF]
-        return _mixed(np.add.reduceat(terms, np.cumsum(self.length_R) - self.length_R))
+        """A hash of each run's characters, uint64 [R]: the polynomial of their values, by differences of prefix sums."""
+        powers, inverses = _powers(1 << len(value_C).bit_length())
+        sums = np.zeros(len(value_C) + 1, np.uint64)
+        np.cumsum((value_C + np.uint64(1)) * powers[: len(value_C)], out=sums[1:])
+        return _mixed((sums[self.stop_R] - sums[self.start_R]) * inverses[self.start_R])
 
 
 def _mixed(hashes: np.ndarray) -> np.ndarray:
@@ -123,8 +144,9 @@ def ngrams(batch: Characters, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     if total < 1:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64)
     hash_G, chars_G = np.zeros(total, np.uint64), np.zeros(total, np.int64)
+    powers, _ = _powers(1 << n.bit_length())
     for i in range(n):
-        hash_G += hash_R[i : i + total] * _POWERS[i]
+        hash_G += hash_R[i : i + total] * powers[i]
         chars_G += runs.length_R[i : i + total]
     within = runs.document_R[:total] == runs.document_R[n - 1 :]
     return _mixed(hash_G[within]), runs.document_R[:total][within], chars_G[within]

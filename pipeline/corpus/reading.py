@@ -93,7 +93,7 @@ class Reader:
         except pa.ArrowInvalid as error:
             raise UserError(f"{self.name}: damaged parquet after {count:,} documents ({error})") from None
 
-    def _unpacked(self, name: str, stream: IO[bytes]) -> Iterator[str]:
+    def _unpacked(self, name: str, stream: IO[bytes], seeks: bool = True) -> Iterator[str]:
         form, packing = kind_of(name)
         if not form:
             raise UserError(f"{name}: unknown type of file; {ALLOWED}")
@@ -101,14 +101,12 @@ class Reader:
             stream = cast(IO[bytes], gzip.GzipFile(fileobj=stream))
         elif packing == ".zst":
             stream = io.BufferedReader(_Zstd(stream), _CHUNK)
-        if form in PARQUET or (form == ".zip" and packing):
+        if form in PARQUET or form == ".zip":
             with tempfile.TemporaryFile() as whole:
-                if packing or not stream.seekable():
+                if packing or not seeks:
                     copyfileobj(stream, whole, _CHUNK)
                     stream = whole
                 yield from self._parquet(stream) if form in PARQUET else self._zip(stream)
-        elif form == ".zip":
-            yield from self._zip(stream)
         elif form == ".tar":
             yield from self._tar(stream)
         elif form in JSON:
@@ -178,7 +176,7 @@ class Reader:
         if not kind_of(name)[0]:
             return  # a licence or a readme beside the data
         try:
-            yield from self._unpacked(name, inner)
+            yield from self._unpacked(name, inner, seeks=False)
         except UserError as error:
             raise UserError(f"{name}: {error}" if not str(error).startswith(name) else str(error)) from None
 

@@ -36,20 +36,27 @@ _CLEARLY_FINE = (
 # UTF-8 quotes read as CP1252 lose the closing one's last byte (0x9d is no character there). ftfy leaves what remains,
 # or takes a space after it for the missing byte and makes a dagger of it.
 _CP1252_OF_CONTINUATION = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ\u00a0-¿\u0080-\u009f"
+_DAMAGED_PUNCTUATION = [(mark.encode().decode("sloppy-windows-1252"), mark) for mark in "–—‘’“”…"]  # ftfy's codec
 _CUT_QUOTE = f"â€([^{_CP1252_OF_CONTINUATION}]|$)"
 
 _NEWLINES = r"\r\n?|[\x0b\x0c\x{85}\x{2028}\x{2029}]"
 _INVISIBLE = r"[\x00-\x08\x0e-\x1f\x7f-\x{9f}\x{ad}\x{200b}\x{2060}\x{feff}]"
 _UNTIDY = rf"{_NEWLINES}|{_INVISIBLE}|\t|[^ \P{{Zs}}]|  | \n|\n |\n\n\n|^\s|\s$"
-_TIDY = ((_NEWLINES, "\n"), (_INVISIBLE, ""), (r"[\t\p{Zs}]+", " "), (r" ?\n ?", "\n"), (r"\n{3,}", "\n\n"))
+_TIDY = (
+    (_NEWLINES, "\n"),
+    (_INVISIBLE, ""),
+    (r"[\t\p{Zs}]{2,}|\t|[^ \P{Zs}]", " "),  # what is already one plain space is not matched: that is most of them
+    (r" \n ?|\n ", "\n"),
+    (r"\n{3,}", "\n\n"),
+)
 
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _PERSONAL = (
-    ("@", r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}", "[email]"),
-    (".", rf"\b(?:{_OCTET}\.){{3}}{_OCTET}\b", "[ip]"),
-    (":", r"\b(?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}\b", "[ip]"),
-    ("", r"\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,5}\b|\(\d{3}\) ?\d{3}[ .-]\d{4}\b", "[phone]"),
-    ("", r"\b\d{3}[.-]\d{3,4}[.-]\d{4}\b|\b1[3-9]\d{9}\b", "[phone]"),
+    (r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}", "[email]"),
+    (rf"\b(?:{_OCTET}\.){{3}}{_OCTET}\b", "[ip]"),
+    (r"\b(?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}\b", "[ip]"),
+    (r"\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,5}\b|\(\d{3}\) ?\d{3}[ .-]\d{4}\b", "[phone]"),
+    (r"\b\d{3}[.-]\d{3,4}[.-]\d{4}\b|\b1[3-9]\d{9}\b", "[phone]"),
 )
 
 
@@ -75,8 +82,7 @@ def scrub(texts: pa.Array, params: Clean) -> pa.StructArray:
 
 def _rewrite(name: str, texts: pa.Array, params: Clean) -> pa.Array:
     if name == "fix_encoding":
-        suspicious = pc.invert(pc.match_substring_regex(texts, _CLEARLY_FINE))
-        return _where(suspicious, texts, _fix_encoding)
+        return _where(_suspicious(texts), texts, _fix_encoding)
     if name == "tidy_whitespace":
         return _where(pc.match_substring_regex(texts, _UNTIDY), texts, _tidy)
     if name == "unicode_form":
@@ -93,23 +99,33 @@ def _where(mask: pa.Array, texts: pa.Array, rewrite) -> pa.Array:  # type: ignor
 
 def _fix_encoding(texts: pa.Array) -> pa.Array:
     """ftfy's repair of mojibake alone: its straightening of quotes and the like would change what an author wrote."""
-    mended = pc.replace_substring_regex(texts, _CUT_QUOTE, r"”\1")
-    return pa.array([ftfy.fix_encoding(text) for text in mended.to_pylist()], texts.type)
+    for damaged, character in _DAMAGED_PUNCTUATION:
+        texts = pc.replace_substring(texts, damaged, character)
+    texts = pc.replace_substring_regex(texts, _CUT_QUOTE, r"”\1")
+    return _where(_suspicious(texts), texts, lambda some: pa.array(map(ftfy.fix_encoding, some.to_pylist()), some.type))
+
+
+def _suspicious(texts: pa.Array) -> pa.Array:
+    return pc.invert(pc.match_substring_regex(texts, _CLEARLY_FINE))
+
+
+def _replaced(texts: pa.Array, pattern: str, replacement: str) -> pa.Array:
+    """Replace a pattern where it is found: looking for it is ten times faster than rewriting."""
+    found = pc.match_substring_regex(texts, pattern)
+    return _where(found, texts, lambda some: pc.replace_substring_regex(some, pattern, replacement))
 
 
 def _tidy(texts: pa.Array) -> pa.Array:
     """No control or invisible characters; one space, one blank line at most; nothing blank at the ends of lines."""
     for pattern, replacement in _TIDY:
-        texts = pc.replace_substring_regex(texts, pattern, replacement)
+        texts = _replaced(texts, pattern, replacement)
     return pc.utf8_trim_whitespace(texts)
 
 
 def mask_personal_data(texts: pa.Array) -> pa.Array:
     """Replace e-mail addresses, IP addresses and phone numbers by what they are, in brackets."""
-    for hint, pattern, marker in _PERSONAL:
-        found = pc.match_substring(texts, hint) if hint else pc.match_substring_regex(texts, r"\d")
-        found = pc.if_else(found, pc.match_substring_regex(texts, pattern), False)
-        texts = _where(found, texts, lambda some, p=pattern, m=marker: pc.replace_substring_regex(some, p, m))
+    for pattern, marker in _PERSONAL:
+        texts = _replaced(texts, pattern, marker)
     return texts
 
 
@@ -129,13 +145,19 @@ def _reasons(texts: pa.Array, params: Clean) -> np.ndarray:
     if params.max_chars is not None:
         broken["too_long"] = chars > params.max_chars
     if params.script != "any" or params.quality.enabled:
-        batch = quality.Characters(texts)
-        if params.script != "any":
-            broken["script"] = quality.script_share(batch, params.script) < params.min_script_share
-        if params.quality.enabled:
-            broken |= quality.broken_rules(batch, params.quality)
+        parts = [_broken(quality.Characters(part), params) for part in quality.slices(texts)]
+        broken |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
     reasons = np.zeros(len(texts), np.uint8)
     for name in reversed(REASONS):
         if name in broken:
             reasons[broken[name]] = REASONS.index(name)
     return reasons
+
+
+def _broken(batch: quality.Characters, params: Clean) -> dict[str, np.ndarray]:
+    broken = {}
+    if params.script != "any":
+        broken["script"] = quality.script_share(batch, params.script) < params.min_script_share
+    if params.quality.enabled:
+        broken |= quality.broken_rules(batch, params.quality)
+    return broken

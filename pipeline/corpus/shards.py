@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-GROUP_BYTES = 8 * 2**20  # text in a row group: what a reader holds in memory at a time
-SHARD_BYTES = 128 * 2**20  # text in a file
+GROUP_BYTES = 4 * 2**20  # text in a row group: what a reader holds in memory at a time
+SHARD_BYTES = 32 * 2**20  # text in a file: what an engine has under way at a time
 
 
 class Shards:
@@ -26,8 +26,8 @@ class Shards:
     bytes of text, so the cuts depend on the documents alone.
     """
 
-    def __init__(self, folder: Path, schema: pa.Schema) -> None:
-        self.folder, self.schema = folder, schema
+    def __init__(self, folder: Path, schema: pa.Schema, compression: str = "zstd") -> None:
+        self.folder, self.schema, self._compression = folder, schema, compression
         self.files: list[dict[str, Any]] = []
         self._waiting: list[pa.Table] = []
         self._waiting_bytes = 0
@@ -74,7 +74,7 @@ class Shards:
         group = pa.concat_tables(self._waiting).combine_chunks()
         if self._writer is None:
             name = f"part-{len(self.files):05d}.parquet"
-            self._writer = pq.ParquetWriter(self.folder / name, self.schema, compression="zstd", compression_level=1)
+            self._writer = pq.ParquetWriter(self.folder / name, self.schema, compression=self._compression)
             self.files.append({"name": name, "documents": 0, "bytes": 0})
         self._writer.write_table(group, row_group_size=len(group))
         self.files[-1]["documents"] += len(group)

@@ -22,7 +22,7 @@ def split(chunks: Iterable[str], how: str, separator: str) -> Iterator[str]:
     Raises UserError for a document of more than MAX_DOCUMENT_CHARS characters.
     """
     if how == "separator":
-        found: Iterator[str] = pieces(chunks, separator)
+        found: Iterator[str] = (piece.strip("\n") for piece in pieces(chunks, separator))
     elif how == "lines":
         found = pieces(chunks, "\n")
     else:

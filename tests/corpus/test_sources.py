@@ -1,0 +1,412 @@
+"""Sources: every origin and format gives the same shards, and what is broken is named with its place."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import params
+from pipeline.corpus import fetching, shards, splitting
+from pipeline.corpus.sources import download
+from pipeline.corpus.storyteller import stories
+from pipeline.errors import UserError
+from tests.corpus.serving import COMMIT, REPO, serving
+
+ROOT = Path(__file__).parents[2]
+STORIES = [f"Once there was a fox named Nr {n}.\n\n“Hello,” said 狐狸 {n * n}." for n in range(50)]
+MODELS = {"bundled": params.Bundled, "local": params.Local, "url": params.Url, "wandb": params.Wandb}
+
+
+def preset(name: str, **changes: Any) -> Any:
+    text = (ROOT / f"configs/download/{name}.yaml").read_text(encoding="utf-8")
+    return MODELS[name](**{**yaml.safe_load(text), "watch": "-", **changes})
+
+
+def raw(folder: Path) -> pa.Table:
+    return pa.concat_tables(shards.tables(folder))
+
+
+def texts(folder: Path) -> list[str]:
+    return raw(folder).column("text").to_pylist()
+
+
+def read(path: Path, into: Path, **changes: Any) -> list[str]:
+    download(preset("local", path=str(path), **changes), into)
+    return texts(into)
+
+
+def as_jsonl(documents: list[str], column: str = "text") -> bytes:
+    return "".join(json.dumps({column: text, "id": 7}) + "\n" for text in documents).encode()
+
+
+def as_parquet(documents: list[str], column: str = "text") -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.table({"id": list(range(len(documents))), column: documents}), out, row_group_size=7)
+    return out.getvalue()
+
+
+def as_text(documents: list[str]) -> bytes:
+    return "\n<|endoftext|>\n".join(documents).encode()
+
+
+def as_tar(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def as_zip(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+FORMATS = {
+    "stories.txt": as_text(STORIES),
+    "stories.txt.zst": zstandard.compress(as_text(STORIES)),
+    "stories.jsonl": as_jsonl(STORIES),
+    "stories.jsonl.gz": gzip.compress(as_jsonl(STORIES)),
+    "stories.json": json.dumps([{"text": text} for text in STORIES], indent=1).encode(),
+    "stories.parquet": as_parquet(STORIES),
+    "stories.parquet.gz": gzip.compress(as_parquet(STORIES)),
+    "stories.zip": as_zip({"README": b"no data", "a/part.txt": as_text(STORIES[:9]), "b.jsonl": as_jsonl(STORIES[9:])}),
+    "stories.tar.gz": gzip.compress(as_tar({"a.parquet": as_parquet(STORIES[:9]), "b.txt": as_text(STORIES[9:])})),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_shards(name: str, tmp_path: Path) -> None:
+    (tmp_path / "stories.jsonl").write_bytes(as_jsonl(STORIES))
+    download(preset("local", path=str(tmp_path / "stories.jsonl")), tmp_path / "expected")
+    path = tmp_path / name
+    path.write_bytes(FORMATS[name])
+    report = download(preset("local", path=str(path)), tmp_path / "raw")
+    assert texts(tmp_path / "raw") == STORIES
+    assert report["sources"] == {"stories": 50}
+    shard = "part-00000.parquet"
+    assert (tmp_path / "raw" / shard).read_bytes() == (tmp_path / "expected" / shard).read_bytes()
+
+
+def test_the_manifest_says_where_each_byte_came_from(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a-00001-of-00002.txt", "a-00002-of-00002.txt", "b.txt", ".hidden.txt", "picture.png"):
+        (tmp_path / "in" / name).write_bytes(as_text([f"Of {name}", "And more."]))
+    report = download(preset("local", path=str(tmp_path / "in")), tmp_path / "raw")
+    manifest = json.loads((tmp_path / "raw/manifest.json").read_text())
+    assert [file["name"] for file in manifest["files"]] == ["a-00001-of-00002.txt", "a-00002-of-00002.txt", "b.txt"]
+    for file in manifest["files"]:
+        data = (tmp_path / "in" / file["name"]).read_bytes()
+        assert (file["bytes"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        assert file["documents"] == 2
+    assert report["sources"] == {"a": 4, "b": 2}
+    written = (tmp_path / "raw" / manifest["shards"][0]["name"]).read_bytes()
+    assert manifest["shards"][0]["sha256"] == hashlib.sha256(written).hexdigest()
+    assert (manifest["documents"], manifest["bytes"]) == (
+        6,
+        sum(len(text.encode()) for text in texts(tmp_path / "raw")),
+    )
+
+
+def test_a_glob_names_files(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "c.md"):
+        (tmp_path / name).write_text(f"Text of {name}")
+    assert read(tmp_path / "*.txt", tmp_path / "raw") == ["Text of a.txt", "Text of b.txt"]
+
+
+def test_bundled_stories_come_with_their_entropy(tmp_path: Path) -> None:
+    report = download(preset("bundled", documents=40), tmp_path / "raw")
+    told = list(stories(40, 0))
+    assert texts(tmp_path / "raw") == [story.text for story in told]
+    bits = sum(story.bits for story in told) / sum(len(story.text.encode()) for story in told)
+    assert report["entropy_bits_per_byte"] == pytest.approx(bits)
+    assert report["sources"] == {"storyteller": 40}
+
+
+def test_bounds_and_the_sample_hold_for_every_source(tmp_path: Path) -> None:
+    path = tmp_path / "stories.jsonl"
+    path.write_bytes(as_jsonl(STORIES))
+    assert read(path, tmp_path / "raw", max_documents=7) == STORIES[:7]
+    size = sum(len(text.encode()) for text in STORIES[:5])
+    assert read(path, tmp_path / "raw", max_bytes=size) == STORIES[:5]
+    assert read(path, tmp_path / "raw", max_bytes=size - 1) == STORIES[:4]
+    half = read(path, tmp_path / "raw", sample_fraction=0.5)
+    assert 12 <= len(half) <= 38 and half == [text for text in STORIES if text in half]
+    assert half != read(path, tmp_path / "raw", sample_fraction=0.5, seed=1)
+    smaller = read(path, tmp_path / "raw", sample_fraction=0.25)
+    assert set(smaller) < set(half)
+    download(preset("bundled", documents=40, max_documents=3), tmp_path / "raw")
+    assert len(texts(tmp_path / "raw")) == 3
+
+
+def test_a_clean_artifact_keeps_its_splits_and_sources(tmp_path: Path) -> None:
+    for split, documents in (("train", STORIES[:40]), ("val", STORIES[40:])):
+        folder = tmp_path / "artifact" / split
+        with shards.Shards(folder, pa.schema([("text", pa.string()), ("source", pa.string())])) as out:
+            out.write(pa.table({"text": documents, "source": ["book"] * len(documents)}))
+    wanted = preset("wandb", artifact="team/project/clean:v3")
+    report = download(wanted, tmp_path / "raw", (tmp_path / "artifact", {"revision": "team/project/clean:v3"}))
+    table = raw(tmp_path / "raw")
+    assert table.column("split").to_pylist() == ["val"] * 10 + ["train"] * 40
+    assert report["sources"] == {"book": 50} and report["revision"] == "team/project/clean:v3"
+    again = download(wanted, tmp_path / "again", (tmp_path / "raw", {}))  # a raw artifact
+    assert again["splits"] == {"val": 10, "train": 40}
+    bounded = preset("wandb", artifact="team/project/clean:v3", max_documents=20)
+    assert download(bounded, tmp_path / "some", (tmp_path / "artifact", {}))["splits"] == {"val": 2, "train": 18}
+
+
+# --- splitting --------------------------------------------------------------------------------------------------------
+
+PROSE = (
+    "It was the best of times and it was, as far as anyone could tell, the\nworst of times; people walked through "
+    "the streets of the old town and\nspoke of the weather, which had been strange, and of the harvest that\nwould "
+    "soon be brought in. Nobody knew what the winter would bring to\nthem, and nobody asked.\n"
+)
+PARAGRAPHS = [
+    f"Tim and Sue went to park number {n} to play with the big red ball. They ran and laughed all day in the sun."
+    for n in range(40)
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "how", "documents"),
+    [
+        ("\n<|endoftext|>\n".join(PARAGRAPHS), "separator", PARAGRAPHS),
+        ("\n".join(PARAGRAPHS) + "\n", "lines", PARAGRAPHS),
+        ("\n\n".join(PARAGRAPHS), "blank_lines", PARAGRAPHS),
+        ("\r\n\r\n".join(PARAGRAPHS), "blank_lines", PARAGRAPHS),
+        (PROSE * 4, "whole", [PROSE * 4]),
+        ("\n".join([PROSE] * 4), "blank_lines", [PROSE[:-1]] * 4),
+        (
+            "\n".join("\n\n".join(PARAGRAPHS[n : n + 4]) for n in range(0, 40, 4)),
+            "lone_newlines",
+            ["\n\n".join(PARAGRAPHS[n : n + 4]) for n in range(0, 40, 4)],
+        ),
+        ("Only one line", "whole", ["Only one line"]),
+    ],
+)
+def test_how_a_text_falls_into_documents_is_guessed(text: str, how: str, documents: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    report = download(preset("local", path=str(tmp_path / "a.txt")), tmp_path / "raw")
+    assert [guess.split(":")[0] for guess in report["guessed_split"]] == [how]
+    assert [text.strip("\n") for text in texts(tmp_path / "raw")] == [text.strip("\n") for text in documents]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.text("ab. \n<|>é", max_size=30), max_size=8),
+    st.sampled_from(["separator", "lines", "blank_lines"]),
+    st.integers(1, 7),
+)
+def test_where_a_chunk_ends_does_not_matter(parts: list[str], how: str, size: int) -> None:
+    text = "<|>".join(parts)
+    chunks = [text[i : i + size] for i in range(0, len(text), size)]
+    assert list(splitting.split(chunks, how, "<|>")) == list(splitting.split([text], how, "<|>"))
+    joined = "".join("".join(splitting.split(chunks, how, "<|>")).split())
+    assert joined == "".join(text.replace("<|>", "" if how == "separator" else "<|>").split())
+
+
+def test_one_huge_line_is_refused_without_holding_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splitting, "MAX_DOCUMENT_CHARS", 3_000_000)
+    path = tmp_path / "huge.txt.gz"
+    with gzip.open(path, "wb") as out:
+        for _ in range(200):
+            out.write(b"word " * 200_000)
+    for how in ("auto", "lines", "whole"):
+        with pytest.raises(
+            UserError, match=r"huge\.txt\.gz: the document that begins 'word word .*longer than 3,000,000"
+        ):
+            read(path, tmp_path / "raw", split=how)
+    assert not (tmp_path / "raw").exists()
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+BAD = {
+    "latin1.txt": (
+        "One line.\nA caf\xe9.\n".encode("latin-1"),
+        r"latin1\.txt: line 2, byte 15: not UTF-8 \(byte 0xe9\)",
+    ),
+    "cut.txt.gz": (gzip.compress(os.urandom(9000))[:5000], r"cut\.txt\.gz: damaged or cut short|not UTF-8"),
+    "cut.jsonl.gz": (gzip.compress(as_jsonl(STORIES * 40))[:-20], r"cut\.jsonl\.gz: damaged or cut short after"),
+    "cut.txt.zst": (zstandard.compress(as_text(STORIES))[:-9], r"cut\.txt\.zst: damaged or cut short after"),
+    "cut.parquet": (as_parquet(STORIES)[:-50], r"cut\.parquet: damaged parquet"),
+    "cut.json": (json.dumps([{"text": "a"}] * 9)[:-1].encode(), r"cut\.json: damaged or cut short after 9"),
+    "column.parquet": (as_parquet(STORIES, "body"), r"column\.parquet: no column 'text'; there is id, body"),
+    "number.jsonl": (b'{"text": "a"}\n{"text": 3}\n', r"number\.jsonl: line 2: field 'text' is 3, not text"),
+    "column.jsonl": (b'{"text": "a"}\n\n{"body": "b"}\n', r"column\.jsonl: line 3: no field 'text'; there is body"),
+    "broken.jsonl": (b'{"text": "a"}\n{"text": \n', r"broken\.jsonl: line 2: not JSON"),
+    "surrogate.jsonl": (b'{"text": "a\\ud800"}\n', r"surrogate\.jsonl: line 1: not Unicode text"),
+    "empty.txt": (b" \n\n", r"no document in .*empty\.txt"),
+    "table.xlsx": (b"PK", r"table\.xlsx: unknown type of file; allowed: \.txt"),
+    "climbs.zip": (as_zip({"../evil.txt": b"a"}), r"climbs\.zip: \.\./evil\.txt: a path that climbs out"),
+    "climbs.tar": (as_tar({"/etc/evil.txt": b"a"}), r"climbs\.tar: /etc/evil\.txt: a path that climbs out"),
+    "inner.zip": (as_zip({"a/b.jsonl": b"nonsense"}), r"inner\.zip: a/b\.jsonl: line 1: not JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named_with_its_place_and_leaves_nothing(name: str, tmp_path: Path) -> None:
+    data, message = BAD[name]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "in" / name, tmp_path / "out" / "raw")
+    assert list((tmp_path / "out").glob("*")) == [] if (tmp_path / "out").exists() else True
+
+
+def test_a_path_that_leads_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        read(tmp_path / "absent.txt", tmp_path / "raw")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("a")
+    with pytest.raises(UserError, match=r"matches download\.pattern = '\*\.csv'"):
+        read(tmp_path / "in", tmp_path / "raw", pattern="*.csv")
+
+
+# --- network ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "PAUSES", (0.01, 0.01, 0.01))
+
+
+def fetch(url: str, into: Path, **changes: Any) -> list[str]:
+    download(preset("url", urls=[url], **changes), into)
+    return texts(into)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_broken_download_is_taken_up_where_it_stopped(tmp_path: Path) -> None:
+    data = as_jsonl(STORIES * 40)
+    digest = hashlib.sha256(data).hexdigest()
+    with serving({"stories.jsonl": data}) as site:
+        site.failures, site.cuts = 1, [30_000, 50_000]
+        assert fetch(f"{site.url}/stories.jsonl", tmp_path / "raw", sha256=[digest]) == STORIES * 40
+        assert [wanted for _, _, wanted in site.asked] == [None, None, "bytes=30000-", "bytes=80000-"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_an_etag_a_download_begins_anew(tmp_path: Path) -> None:
+    data = as_jsonl(STORIES * 40)
+    with serving({"stories.jsonl": data}) as site:
+        site.cuts, site.etags = [30_000], False
+        assert fetch(f"{site.url}/stories.jsonl", tmp_path / "raw") == STORIES * 40
+        assert [wanted for _, _, wanted in site.asked] == [None, None]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_half_download_is_kept_for_the_next_run_and_not_taken_for_whole(tmp_path: Path) -> None:
+    data = as_jsonl(STORIES * 40)
+    with serving({"stories.jsonl": data}) as site:
+        site.cuts = [10_000] * 4
+        with pytest.raises(UserError, match=r"gave up after 4 tries, 40\.0 kB are kept"):
+            fetch(f"{site.url}/stories.jsonl", tmp_path / "raw")
+        assert not (tmp_path / "raw").exists()
+        assert fetch(f"{site.url}/stories.jsonl", tmp_path / "raw") == STORIES * 40
+        assert site.asked[-1][2] == "bytes=40000-"
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_an_address_gives_is_checked(tmp_path: Path) -> None:
+    with serving({"a.jsonl": as_jsonl(STORIES), "b.exe": b"MZ"}) as site:
+        with pytest.raises(UserError, match=r"its sha256 is .*, not 0000"):
+            fetch(f"{site.url}/a.jsonl", tmp_path / "raw", sha256=["0" * 64])
+        with pytest.raises(UserError, match=r"max_download_bytes allows 100 B"):
+            fetch(f"{site.url}/a.jsonl", tmp_path / "raw", max_download_bytes=100)
+        with pytest.raises(UserError, match="the server answered 404"):
+            fetch(f"{site.url}/absent.jsonl", tmp_path / "raw")
+        with pytest.raises(UserError, match="unknown type of file"):
+            fetch(f"{site.url}/b.exe", tmp_path / "raw")
+    with pytest.raises(UserError, match="no connection"):
+        fetch(f"{site.url}/a.jsonl", tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
+HUB = """
+import json, sys
+from pathlib import Path
+from pipeline import params
+from pipeline.corpus import fetching
+from pipeline.corpus.sources import download
+from pipeline.errors import UserError
+fetching.PAUSES = (0.01, 0.01)
+for number, changes in enumerate(json.loads(sys.argv[1])):
+    try:
+        print(json.dumps(download(params.HuggingFace(**changes), Path(f"raw-{number}"))))
+    except UserError as error:
+        print(json.dumps({"error": str(error)}))
+"""
+
+
+def hub(folder: Path, endpoint: str, *changes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Download from a Hub in a process of its own: its client reads the address when it is imported."""
+    preset = yaml.safe_load((ROOT / "configs/download/huggingface.yaml").read_text(encoding="utf-8"))
+    wanted = [{**preset, "watch": "-", "repo": REPO, "splits": {"train": "data/train-*.parquet"}, **c} for c in changes]
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, "-c", HUB, json.dumps(wanted)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_data_set_of_the_hub_whole_and_sampled(tmp_path: Path) -> None:
+    files = {
+        "data/train-00000.parquet": as_parquet(STORIES[:20]),
+        "data/train-00001.parquet": as_parquet(STORIES[20:40]),
+        "data/validation-00000.parquet": as_parquet(STORIES[40:]),
+        "README.md": b"about",
+    }
+    splits = {"train": "data/train-*.parquet", "val": "data/validation-*.parquet"}
+    with serving(files) as site:
+        site.failures = 1
+        whole, sampled, no_revision, no_repo, no_file = hub(
+            tmp_path,
+            site.url,
+            {"splits": splits, "licence": "MIT"},
+            {"splits": splits, "max_documents": 30},
+            {"revision": "absent"},
+            {"repo": "team/absent"},
+            {"splits": {"train": "other/*"}},
+        )
+    assert texts(tmp_path / "raw-0") == STORIES[40:] + STORIES[:40]
+    assert (whole["revision"], whole["licence"], whole["splits"]) == (COMMIT, "MIT", {"val": 10, "train": 40})
+    manifest = json.loads((tmp_path / "raw-0/manifest.json").read_text())
+    assert manifest["files"][0]["sha256"] == hashlib.sha256(files["data/validation-00000.parquet"]).hexdigest()
+    assert manifest["files"][0]["origin"] == f"hf://datasets/{REPO}@{COMMIT}/data/validation-00000.parquet"
+    assert sampled["splits"] == {"val": 3, "train": 27}
+    assert texts(tmp_path / "raw-1") == STORIES[40:43] + STORIES[:27]
+    assert "download.revision = 'absent'" in no_revision["error"]
+    assert "download.repo = 'team/absent': no such data set" in no_repo["error"]
+    assert "matches 'other/*'; it holds README.md, data/train-00000.parquet" in no_file["error"]
+
+
+def test_without_a_network_the_hub_source_says_so(tmp_path: Path) -> None:
+    with serving({}) as site:
+        closed = site.url
+    (answer,) = hub(tmp_path, closed, {})
+    assert "the Hugging Face Hub did not answer" in answer["error"] and "download=local" in answer["error"]
+    assert not (tmp_path / "raw-0").exists()
