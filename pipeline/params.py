@@ -410,8 +410,12 @@ class Train(Section):
             raise ValueError(f"precision: {self.precision} is not supported on device: mps; take 32-true")
         if self.optimizer.name == "adamw8bit" and self.device == "cpu":
             raise ValueError("optimizer.name: adamw8bit needs a GPU; on device: cpu take adamw")
-        if self.strategy == "fsdp" and self.device in ("cpu", "mps"):
-            raise ValueError(f"strategy: fsdp needs device: cuda; on {self.device} take ddp")
+        if self.strategy == "fsdp" and self.device == "mps":
+            raise ValueError("strategy: fsdp needs more than one device, and mps is one; take auto")
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise ValueError("strategy: fsdp does not go with precision: 16-mixed; take bf16-mixed, or ddp")
+        if self.strategy == "fsdp" and self.optimizer.name == "muon":
+            raise ValueError("strategy: fsdp cuts matrices that muon needs whole; take optimizer.name: adamw, or ddp")
         return self
 
 
@@ -437,7 +441,7 @@ class Evaluate(Section):
 
 
 class Export(Section):
-    name: str = Field(min_length=1, description="the model's name on its card")
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="the model's name: on its card, of GGUF files")
     dtype: Literal["float32", "bfloat16", "float16"]
     max_shard_bytes: Positive
     gguf: list[Literal["f32", "f16", "q8_0"]] = Field(description="GGUF files to write besides; [] for none")

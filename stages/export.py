@@ -25,7 +25,7 @@ def main(params: Annotated[Path, typer.Option(help="Parameters of the run.")] = 
             for kind in export.gguf:
                 gguf.write(model, CHECKPOINT, folder / f"{export.name}-{kind}.gguf", kind, export.name)
             card.write(job.params, REPORTS, folder, report)
-        proof = f"logits within {report['max_logit_difference']:.0e}, {report['greedy_tokens_equal']} tokens equal"
+        proof = f"{huggingface.apart(report['max_logit_difference'])}, {report['greedy_tokens_equal']} tokens equal"
         job.finish(report, wrote=[HUGGINGFACE], summary=f"{report['class']} in {export.dtype}, {proof}")
 
 

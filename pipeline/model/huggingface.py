@@ -42,7 +42,7 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
-_PROVED_WHOLE = 50_000_000  # parameters up to which the very architecture is proved, not a narrower one
+_PROVED_WHOLE = 20_000_000  # parameters up to which the very architecture is proved, not a narrower one
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def special_ids(tokenizer: Path) -> dict[str, int | None]:
 def prove_exportable(model: params.Model, vocab_size: int) -> str:
     """Export this architecture with random weights, load it by transformers, compare; return what was proved.
 
-    A model of more than 50 million parameters is proved at smaller widths and fewer layers of each kind: what
+    A model of more than 20 million parameters is proved at smaller widths and fewer layers of each kind: what
     could differ is the structure. Raises RuntimeError where the two disagree.
     """
     proved, shrunk = model, ""
@@ -123,10 +123,14 @@ def prove_exportable(model: params.Model, vocab_size: int) -> str:
         _write(ours, folder, ours.config.vocab_size, torch.float32, 5_000_000_000, {})
         parity = compare(ours, folder, ours.config.vocab_size)
     return (
-        f"{model.stock_class} loads an export of this architecture{shrunk}: logits at most "
-        f"{parity.max_logit_difference:.0e} apart at {parity.positions} positions, "
-        f"{parity.generated} greedy tokens equal"
+        f"{model.stock_class} loads an export of this architecture{shrunk}: {apart(parity.max_logit_difference)} at "
+        f"{parity.positions} positions, {parity.generated} greedy tokens equal"
     )
+
+
+def apart(difference: float) -> str:
+    """The largest difference of a logit in words."""
+    return f"logits within {difference:.0e}" if difference else "logits equal bit for bit"
 
 
 @torch.no_grad()
