@@ -9,6 +9,8 @@ from pipeline.errors import UserError
 Mode = Literal["online", "offline", "off"]
 
 _PATIENCE = 10.0  # seconds for one question; uploads have their own, by their size
+_OFFLINE = ("offline", "dryrun")
+_SWITCHED_OFF = "switched off by WANDB_MODE or WANDB_DISABLED"
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 _LOGIN_IN_URL = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 _SECRET_IN_URL = re.compile(r"(?<=[?&])([\w.-]*(?:key|token|secret|signature|sig)=)[^&\s\"']+", re.IGNORECASE)
@@ -28,10 +30,9 @@ class WandbError(Exception):
 
 def mode() -> tuple[Mode, str]:
     """What the environment asks for, and where it is "off" why, in words."""
-    wanted = os.environ.get("WANDB_MODE", "online")
-    if wanted == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
-        return "off", "switched off by WANDB_MODE or WANDB_DISABLED"
-    offline = wanted in ("offline", "dryrun")
+    if _switched_off():
+        return "off", _SWITCHED_OFF
+    offline = os.environ.get("WANDB_MODE") in _OFFLINE
     missing = [n for n in ("WANDB_API_KEY", "WANDB_PROJECT") if not os.environ.get(n) and not (offline and "KEY" in n)]
     if missing:
         return "off", f"{' and '.join(missing)} not set"
@@ -44,12 +45,11 @@ def ask(query: str, **variables: str) -> Any:
     The SDK tries again for minutes and then says little, so before it is given work the server is asked this way.
     """
     import httpx
-    import wandb
 
-    base = wandb.setup().settings.base_url
+    base = base_url()
     try:
         answer = httpx.post(
-            f"{os.environ.get('WANDB_BASE_URL', base).rstrip('/')}/graphql",
+            f"{base}/graphql",
             json={"query": query, "variables": variables},
             auth=("api", os.environ.get("WANDB_API_KEY", "")),
             timeout=_PATIENCE,
@@ -67,6 +67,13 @@ def ask(query: str, **variables: str) -> Any:
         raise WandbError(f"{base} answers what is not W&B's: {answer.text[:100]}") from None
 
 
+def base_url() -> str:
+    """Where W&B is: WANDB_BASE_URL, or what the SDK's own settings say."""
+    import wandb
+
+    return (os.environ.get("WANDB_BASE_URL") or str(wandb.setup().settings.base_url)).rstrip("/")
+
+
 def entity() -> str:
     """The team or user whose project it is. Raises WandbError where W&B does not answer or does not know the key."""
     viewer = (ask("query Viewer { viewer { entity } }") or {}).get("viewer")
@@ -77,20 +84,23 @@ def entity() -> str:
 
 def api() -> Any:
     """A `wandb.Api` for the project of the environment. Raises UserError where it is not to be had."""
-    chosen, why = mode()
-    if chosen == "off" and not os.environ.get("WANDB_API_KEY"):
-        raise UserError(f"W&B: {why}: export WANDB_API_KEY and WANDB_PROJECT first")
-    if chosen == "offline":
+    if _switched_off():
+        raise UserError(f"W&B: {_SWITCHED_OFF}, and this needs it")
+    if os.environ.get("WANDB_MODE") in _OFFLINE:
         raise UserError("W&B: WANDB_MODE=offline, and this needs the server: unset WANDB_MODE")
+    if not os.environ.get("WANDB_API_KEY"):
+        raise UserError("W&B: WANDB_API_KEY not set: export it first")
     try:
-        overrides = {"entity": entity(), "project": os.environ.get("WANDB_PROJECT")}
-    except WandbError as fault:
-        raise UserError(f"W&B: {fault}. Nothing was changed; try again later") from None
+        overrides = {"entity": entity(), "project": os.environ.get("WANDB_PROJECT"), "base_url": base_url()}
+    except WandbError as error:
+        raise UserError(f"W&B: {error}. Nothing was changed; try again later") from None
     import wandb
 
-    wandb.setup()
-    overrides["base_url"] = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
     return wandb.Api(overrides=overrides, api_key=os.environ["WANDB_API_KEY"], timeout=30)
+
+
+def _switched_off() -> bool:
+    return os.environ.get("WANDB_MODE") == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1")
 
 
 def scrub(text: str) -> str:
