@@ -117,6 +117,31 @@ def plan(params_file: Annotated[Path, PARAMS] = Path("params.yaml")) -> None:
 
 
 @app.command()
+def chat(
+    checkpoint: Annotated[str, CHECKPOINT] = "models/litgpt",
+    max_new_tokens: Annotated[int, MAX_NEW_TOKENS] = 128,
+    temperature: Annotated[float, TEMPERATURE] = 0.8,
+    top_k: Annotated[int | None, TOP_K] = None,
+    top_p: Annotated[float, TOP_P] = 1.0,
+    min_p: Annotated[float, MIN_P] = 0.0,
+    repetition_penalty: Annotated[float, REPETITION_PENALTY] = 1.0,
+    seed: Annotated[int, SEED] = 0,
+    stop: Annotated[list[str] | None, STOP] = None,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Write in turns with a trained model: it goes on from your line, or answers if it has a chat template."""
+    with told():
+        from pipeline import terminal
+        from pipeline.evaluation.sampling import Sampling
+
+        sampling = Sampling(
+            max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop=tuple(stop or ())
+        )
+        with terminal.opened(checkpoint, device) as generator:
+            terminal.chat(generator, sampling)
+
+
+@app.command()
 def lint() -> None:
     """Hold dvc.yaml and params.yaml against the code: what is declared is what is imported and read."""
     from pipeline.lint import problems

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 import typer
 
-from pipeline import tracking
+from pipeline import console, tracking
 from pipeline.errors import UserError
+from pipeline.evaluation.chat import Chat
 from pipeline.evaluation.generation import Completion, Generator
 from pipeline.evaluation.sampling import Sampling
 
@@ -54,6 +55,41 @@ def generate(generator: Generator, prompts: list[str], sampling: Sampling, as_js
     _remark(f"[{n_tokens:,} tokens, {n_tokens / seconds:,.0f} tokens/s{_why(completions, generator, sampling)}]")
 
 
+def chat(generator: Generator, sampling: Sampling) -> None:
+    """Read lines until the input ends; print what the model makes of each. Ctrl-C ends an answer, then the chat."""
+    _speak_utf8()
+    talk = Chat(generator, sampling)
+    typed = sys.stdin.isatty()
+    if typed:
+        how = "it answers" if talk.templated else "a base model: it goes on from your words"
+        _remark(f"[{how}. An empty line: go on; /reset: forget all; /quit: end]")
+    while (line := _read_line("> " if typed else "")) is not None and line.strip() != "/quit":
+        if line.strip() == "/reset":
+            talk.reset()
+            _remark("[all forgotten]")
+            continue
+        try:
+            pieces = talk.say(line)
+            if talk.forgotten:
+                _remark(f"[the context of {generator.context:,} tokens is full: {talk.forgotten} forgotten]")
+            _print_stream(pieces)
+        except UserError as error:
+            if not typed:
+                raise
+            console.fail(str(error))
+        except KeyboardInterrupt:
+            typer.echo()
+
+
+def _read_line(prompt: str) -> str | None:
+    try:
+        return input(prompt)
+    except (EOFError, KeyboardInterrupt):
+        return None
+    except UnicodeDecodeError as error:
+        raise UserError(f"the input is no UTF-8 text ({error})") from None
+
+
 def read_prompts(path: Path) -> list[str]:
     """The lines of a UTF-8 file, a prompt each; UserError for a blank one."""
     try:
@@ -69,13 +105,15 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def _print_stream(pieces: Pieces[str, None, Completion]) -> Completion:
-    while True:
-        try:
+    try:
+        while True:
             typer.echo(next(pieces), nl=False)
-        except StopIteration as end:
-            typer.echo()
-            return end.value
-        sys.stdout.flush()
+            sys.stdout.flush()
+    except StopIteration as end:
+        typer.echo()
+        return end.value
+    finally:
+        pieces.close()
 
 
 def _why(completions: list[Completion], generator: Generator, sampling: Sampling) -> str:

@@ -11,9 +11,10 @@ S slots of the cache, L layers.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.model.build import MoEGPT
+from pipeline.model.moe import MoE
 
 
 class Decoder:
@@ -62,7 +63,7 @@ class Decoder:
         x_BTC = model.transformer.wte(idx_BT)
         for layer, block in enumerate(model.transformer.h):
             x_BTC = x_BTC + self._attend(layer, block.norm_1(x_BTC), cos_BT1D, sin_BT1D, begin, mask)
-            x_BTC = x_BTC + block.mlp(block.norm_2(x_BTC))
+            x_BTC = x_BTC + _feed_forward(block.mlp, block.norm_2(x_BTC))
         return model.lm_head(model.transformer.ln_f(x_BTC[:, -1]))
 
     def _mask(self, slot_T: Tensor) -> Tensor | None:
@@ -106,3 +107,19 @@ def _rotate(x_BTXD: Tensor, cos_BT1D: Tensor, sin_BT1D: Tensor) -> Tensor:
     left, right = x_BTXD.chunk(2, -1)
     turned_BTXD = torch.cat((-right, left), -1)
     return torch.addcmul(x_BTXD * cos_BT1D, turned_BTXD, sin_BT1D).to(x_BTXD.dtype)
+
+
+def _feed_forward(mlp: nn.Module, x_BTC: Tensor) -> Tensor:
+    alone = x_BTC.shape[:2] == (1, 1) and x_BTC.device.type == "cpu"
+    return _one_token(mlp, x_BTC) if alone and isinstance(mlp, MoE) else mlp(x_BTC)
+
+
+def _one_token(moe: MoE, x_11C: Tensor) -> Tensor:
+    """The expert layer for a single token on the CPU: its experts in turn, without the sorting that many need."""
+    x_1C = x_11C[0]
+    weight_1K, index_1K, *_ = moe.gate(x_1C)
+    y_1C = torch.zeros_like(x_1C)
+    for weight, expert in zip((weight_1K[0] * moe.routed_scaling_factor).tolist(), index_1K[0].tolist(), strict=True):
+        gate_1I, up_1I = F.linear(x_1C, moe.gate_up_EJC[expert]).chunk(2, -1)
+        y_1C.add_(F.linear(F.silu(gate_1I) * up_1I, moe.down_ECI[expert]), alpha=weight)
+    return y_1C[None] if moe.shared_experts is None else y_1C[None] + moe.shared_experts(x_11C)

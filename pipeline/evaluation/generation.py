@@ -80,12 +80,13 @@ class Generator:
         """Raises UserError for a tokenizer that is missing, or has more tokens than the model."""
         self.model = model.eval()
         self.context = model.config.block_size
+        self.tokenizer_folder = tokenizer_folder
         self.tokenizer = vocabulary.load(tokenizer_folder)
         self.end_ids = _end_ids(tokenizer_folder)
         ids = sorted(self.tokenizer.get_vocab(with_added_tokens=True).values())
-        if ids[-1] >= model.config.padded_vocab_size:
+        if ids[-1] >= (rows := model.config.padded_vocab_size):
             raise UserError(
-                f"{tokenizer_folder}: the tokenizer has {ids[-1] + 1} tokens, the model {model.config.padded_vocab_size}; "
+                f"{tokenizer_folder}: the tokenizer has {ids[-1] + 1} tokens, the model {rows}; "
                 "take the tokenizer that the model was trained with"
             )
         self._n_vocab = ids[-1] + 1  # rows after it are padding

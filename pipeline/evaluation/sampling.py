@@ -45,7 +45,7 @@ class Sampling:
 
 
 def uniforms(sampling: Sampling, prompt: str, count: int) -> Tensor:
-    """The random numbers of one prompt in (0, 1], float64 [count]: of its text and the seed alone, not its neighbours."""
+    """Random numbers in (0, 1], float64 [count], that depend on the seed and the prompt alone, not its neighbours."""
     digest = hashlib.sha256(f"{sampling.seed}/{prompt}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     return 1 - torch.rand(count, dtype=torch.float64, generator=generator)
