@@ -38,7 +38,7 @@ class Account:
 
     def scrubbed(self, batch: pa.RecordBatch) -> None:
         """Enter a batch of the first pass."""
-        sizes = batch.column("bytes").flatten().to_numpy().reshape(len(batch), -1)
+        sizes = batch.column("bytes").flatten().to_numpy().reshape(len(batch), 1 + len(REWRITES))
         changed, reason = batch.column("changed").to_numpy(), batch.column("reason").to_numpy()
         self._documents_in += len(batch)
         self._rewritten += sizes.sum(axis=0)

@@ -9,6 +9,8 @@ written depend on the documents and the params alone, not on the runner, its thr
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +23,7 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 import daft
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from daft import DataType, Series, col
 
@@ -60,14 +63,17 @@ def use_runner(runner: str | None) -> None:
     """Let Daft run on this machine or on Ray; it can be chosen once in a process."""
     if runner is None:
         runner = "ray" if os.environ.get("RAY_ADDRESS") else "native"
-    if runner == "ray":
-        try:
-            import ray  # noqa: F401
-        except ImportError:
-            raise UserError("--runner ray: Ray is not installed; `uv sync --extra ray`") from None
-        daft.set_runner_ray(os.environ.get("RAY_ADDRESS"), noop_if_initialized=True)
-    else:
+    _start(runner)
+
+
+@cache
+def _start(runner: str) -> None:
+    if runner == "native":
         daft.set_runner_native()
+        return
+    if find_spec("ray") is None:
+        raise UserError("--runner ray: Ray is not installed; `uv sync --extra ray`")
+    daft.set_runner_ray(os.environ.get("RAY_ADDRESS"), noop_if_initialized=True)
 
 
 # --- first pass: each document by itself ------------------------------------------------------------------------------
@@ -123,21 +129,22 @@ def _scrub_all(
     account.splits_given = any(splits)
     limit = np.uint64(int(params.val_fraction * 2**64))
     near = near_duplicates.NearDuplicates(params.near_duplicates, work) if params.near_duplicates.enabled else None
+    width = params.near_duplicates.bands * params.near_duplicates.rows
     total = sum(pq.read_metadata(path).num_rows for path in shards)
     with Shards(work / "scrubbed", _SCRUBBED, "lz4") as out, console.progress("clean", total, "documents") as advance:
         for batch in in_order(_batches(params, shards)):
             account.scrubbed(batch)
             advance(len(batch))
-            batch = batch.filter(pa.compute.equal(batch.column("reason"), 0))
+            batch = batch.filter(pc.equal(batch.column("reason"), 0))
             out.write(pa.Table.from_batches([batch]).select(_SCRUBBED.names))
             keys.append(batch.column("key").to_numpy())
             side = keys[-1] < limit
             if account.splits_given:
                 given = batch.column("split")
-                side = np.where(given.is_null(), side, pa.compute.equal(given, "val").fill_null(False))
+                side = np.where(given.is_null(), side, pc.equal(given, "val").fill_null(False))
             is_val.append(side.astype(bool))
             if near is not None:
-                near.add(batch.column("signature").flatten().to_numpy().reshape(len(batch), -1))
+                near.add(batch.column("signature").flatten().to_numpy().reshape(len(batch), width))
     return np.concatenate(keys), np.concatenate(is_val), near
 
 
@@ -249,6 +256,6 @@ def _has_val(path: Path) -> bool:
     """Whether some document of a shard is marked val."""
     with pq.ParquetFile(path) as file:
         return any(
-            pa.compute.any(pa.compute.equal(batch.column(0), "val")).as_py() or False
+            pc.any(pc.equal(batch.column(0), "val")).as_py() or False
             for batch in file.iter_batches(2**16, columns=["split"])
         )

@@ -75,7 +75,7 @@ def _fetch(url: str, path: Path, max_bytes: int) -> None:
         try:
             _fetch_rest(url, part, state, max_bytes)
             break
-        except (httpx.TransportError, _Broken) as error:
+        except (httpx.TransportError, _BrokenError) as error:
             if pause is None:
                 have = (
                     f"{console.size(part.stat().st_size)} are kept for the next try" if part.exists() else "got nothing"
@@ -96,9 +96,9 @@ def _fetch_rest(url: str, part: Path, state: Path, max_bytes: int) -> None:
     with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as answer:
         if answer.status_code == 416:
             part.unlink()
-            raise _Broken("the server has no such part of the file; starting over")
+            raise _BrokenError("the server has no such part of the file; starting over")
         if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
-            raise _Broken(f"the server answered {answer.status_code}")
+            raise _BrokenError(f"the server answered {answer.status_code}")
         if answer.status_code not in (200, 206):
             raise UserError(f"{url}: the server answered {answer.status_code} {answer.reason_phrase}")
         have = have if answer.status_code == 206 else 0
@@ -123,10 +123,10 @@ def _fetch_rest(url: str, part: Path, state: Path, max_bytes: int) -> None:
         size = console.size(total) if total else f"more than {console.size(max_bytes)}"
         raise UserError(f"{url}: {size}; download.max_download_bytes allows {console.size(max_bytes)}")
     if total is not None and have < total:
-        raise _Broken(f"the connection ended after {have:,} of {total:,} bytes")
+        raise _BrokenError(f"the connection ended after {have:,} of {total:,} bytes")
 
 
-class _Broken(Exception):
+class _BrokenError(Exception):
     """A transfer that may succeed when tried again."""
 
 

@@ -115,7 +115,7 @@ class Runs:
         self.length_R = stop_R - start_R
 
     def hashes(self, value_C: np.ndarray) -> np.ndarray:
-        """A hash of each run's characters, uint64 [R]: the polynomial of their values, by differences of prefix sums."""
+        """A hash of each run's characters, uint64 [R]: a polynomial of their values, as differences of sums."""
         powers, inverses = _powers(1 << len(value_C).bit_length())
         sums = np.zeros(len(value_C) + 1, np.uint64)
         np.cumsum((value_C + np.uint64(1)) * powers[: len(value_C)], out=sums[1:])

@@ -220,7 +220,7 @@ def _decoded(stream: IO[bytes]) -> Iterator[str]:
             start = seen - len(error.object) + error.start
             lines += error.object[: error.start].count(b"\n")
             raise UserError(
-                f"line {lines + 1}, byte {start}: not UTF-8 (byte 0x{error.object[error.start]:02x}); convert it first, "
+                f"line {lines + 1}, byte {start}: not UTF-8 (byte 0x{error.object[error.start]:02x}); convert it, "
                 "e.g. `iconv -f CP1252 -t UTF-8`"
             ) from None
         lines += text.count("\n")

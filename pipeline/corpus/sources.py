@@ -212,7 +212,7 @@ def _sampled(
     bounds: tuple[int | None, int | None] | None = None,
     used: list[int] | None = None,
 ) -> Iterator[_Document]:
-    """The documents that the seeded sample takes, until a bound (documents, bytes) would be passed; counts in `used`."""
+    """What the seeded sample takes, until a bound (documents, bytes) would be passed; counts in `used`."""
     max_documents, max_bytes = bounds or (params.max_documents, params.max_bytes)
     used = [0, 0] if used is None else used
     key, limit = params.seed.to_bytes(16, "little", signed=True), int(params.sample_fraction * 2**64)
