@@ -23,7 +23,7 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
-    activations: int  # with the logits
+    activations: int  # with the logits, and the 16-bit copies of the weights in mixed precision
 
     @property
     def total(self) -> int:
@@ -41,9 +41,9 @@ def count(model: Model, train: Train, n_parameters: int, rows: int) -> Memory:
     optimizer = {"adamw": 2 * weight, "muon": weight, "adamw8bit": 2 + 2 * 4 / 256}[train.optimizer.name]
     shards = train.devices * train.num_nodes if train.strategy == "fsdp" else 1
     share = n_parameters / shards
-    return Memory(
-        round(share * weight), round(share * weight), round(share * optimizer), _activations(model, train, rows)
-    )
+    copies = 2 * n_parameters if train.precision.endswith("mixed") else 0  # autocast's, kept for backward
+    activations = copies + _activations(model, train, rows)
+    return Memory(round(share * weight), round(share * weight), round(share * optimizer), activations)
 
 
 def _activations(model: Model, train: Train, rows: int) -> int:

@@ -1,6 +1,9 @@
 """A small corpus of the bundled stories, tokenized for real."""
 
+import multiprocessing
+import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,3 +31,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.build(settings, place / "clean", place / "tokenizer")
     tokens.write(settings, place / "tokenizer", place / "clean", place / "tokens")
     return place
+
+
+@pytest.fixture(scope="session")
+def children() -> Any:
+    """Makes real processes; where the system can, forked from one that has imported torch already."""
+    if sys.platform == "win32":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.training.loop", "dvc.repo", "torch._dynamo"])
+    return context

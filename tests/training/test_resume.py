@@ -1,14 +1,11 @@
 """A run that was stopped, in whatever way, ends with the same bytes as one that was not."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +17,6 @@ from pipeline.training import checkpoint
 from tests.training.small import assert_same_bytes, run, tiny
 
 STEPS = 24
-
-
-@pytest.fixture(scope="module")
-def children() -> BaseContext:
-    """Real processes; where the system can, forked from one that has imported torch already."""
-    if sys.platform == "win32":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.training.loop", "dvc.repo", "torch._dynamo"])
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +57,7 @@ def start(children: Any, corpus: Path, out: Path, parameters: Params, until_step
 
 @pytest.mark.timeout(500)
 def test_killed_five_times_at_random_steps_it_ends_with_the_same_bytes(
-    children: BaseContext, corpus: Path, whole: Path, tmp_path: Path
+    children: Any, corpus: Path, whole: Path, tmp_path: Path
 ) -> None:
     chance = random.Random(2)
     kills = sorted(chance.sample(range(2, STEPS), 5))
@@ -99,7 +86,7 @@ def metrics_without_times(out: Path) -> list[list[str]]:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send to another process")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_writes_a_checkpoint_and_exits_with_its_code(
-    children: BaseContext, corpus: Path, whole: Path, tmp_path: Path, number: int, code: int
+    children: Any, corpus: Path, whole: Path, tmp_path: Path, number: int, code: int
 ) -> None:
     parameters = tiny(max_steps=STEPS, checkpoint_every=1000)
     process = start(children, corpus, tmp_path, parameters, 3)
@@ -113,13 +100,6 @@ def test_a_signal_writes_a_checkpoint_and_exits_with_its_code(
     report = run(corpus, tmp_path, parameters)
     assert report["resumed_from"] == stopped.step
     assert_same_bytes(tmp_path, whole)
-
-
-@pytest.fixture
-def halfway(corpus: Path, tmp_path: Path) -> Iterator[Path]:
-    """A run of 12 steps stopped by the clock in its first steps, with its checkpoints."""
-    run(corpus, tmp_path, tiny(max_minutes=1e-9, keep_checkpoints=3))
-    yield tmp_path
 
 
 def folder_of(out: Path) -> Path:
@@ -181,15 +161,15 @@ def test_never_starts_anew(corpus: Path, tmp_path: Path) -> None:
     assert run(corpus, tmp_path, tiny(), resume="never")["resumed_from"] is None
 
 
-def test_a_finished_run_is_not_trained_again(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_is_not_trained_again(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = run(corpus, tmp_path, tiny())
     before = (tmp_path / "model" / "lit_model.pth").read_bytes()
     second = run(corpus, tmp_path, tiny())
     assert "was finished before" in capsys.readouterr().out
     assert (tmp_path / "model" / "lit_model.pth").read_bytes() == before
-    assert {k: first[k] for k in ("loss", "val_loss", "tokens")} == {k: second[k] for k in ("loss", "val_loss", "tokens")}
+    assert {k: first[k] for k in ("loss", "val_loss", "tokens")} == {
+        k: second[k] for k in ("loss", "val_loss", "tokens")
+    }
 
 
 def test_what_only_watches_a_run_does_not_make_it_another(corpus: Path, tmp_path: Path) -> None:
