@@ -7,7 +7,9 @@ No document's result depends on another's, so batches can be cut and spread over
 
 import hashlib
 import unicodedata
+from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import ftfy
 import numpy as np
@@ -86,8 +88,8 @@ def _rewrite(name: str, texts: pa.Array, params: Clean) -> pa.Array:
         return _where(_suspicious(texts), texts, _fix_encoding)
     if name == "tidy_whitespace":
         return _where(pc.match_substring_regex(texts, _UNTIDY), texts, _tidy)
-    if name == "unicode_form":
-        return _where(pc.invert(pc.string_is_ascii(texts)), texts, lambda some: _normalized(some, params.unicode_form))
+    if name == "unicode_form" and params.unicode_form != "none":
+        return _where(pc.invert(pc.string_is_ascii(texts)), texts, partial(_normalized, form=params.unicode_form))
     return mask_personal_data(texts)
 
 
@@ -114,7 +116,7 @@ def _replaced(texts: pa.Array, pattern: str, replacement: str) -> pa.Array:
     return _where(found, texts, lambda some: pc.replace_substring_regex(some, pattern, replacement))
 
 
-def _normalized(texts: pa.Array, form: str) -> pa.Array:
+def _normalized(texts: pa.Array, form: Literal["NFC", "NFKC"]) -> pa.Array:
     """Python's normal form: pyarrow's utf8_normalize leaves "NFC" decomposed (seen with 25.0)."""
     return pa.array([unicodedata.normalize(form, text) for text in texts.to_pylist()], texts.type)
 
