@@ -90,6 +90,7 @@ def api() -> Any:
         raise UserError("W&B: WANDB_MODE=offline, and this needs the server: unset WANDB_MODE")
     if not os.environ.get("WANDB_API_KEY"):
         raise UserError("W&B: WANDB_API_KEY not set: export it first")
+    os.environ.setdefault("WANDB_SILENT", "true")
     try:
         overrides = {"entity": entity(), "project": os.environ.get("WANDB_PROJECT"), "base_url": base_url()}
     except WandbError as error:
