@@ -122,7 +122,9 @@ class Generator:
 
     def stream_ids(self, ids: list[int], sampling: Sampling, prompt: str = "") -> Pieces[str, None, Completion]:
         """As `stream`, from tokens."""
-        row = self._row(prompt, ids, sampling)
+        return self._pieces(self._row(prompt, ids, sampling), sampling)  # what is wrong is raised here, not at `next`
+
+    def _pieces(self, row: _Row, sampling: Sampling) -> Pieces[str, None, Completion]:
         for _ in self._advance([row], sampling):
             if row.pieces[-1]:
                 yield row.pieces[-1]
