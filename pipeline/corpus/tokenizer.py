@@ -22,6 +22,7 @@ from pipeline import console, params
 from pipeline.corpus import adoption
 from pipeline.errors import UserError
 
+PIECE_CHARS = 200_000  # a longer document is encoded in pieces
 _BATCH_ROWS = 1024
 _SAMPLE_DOCUMENTS = 200  # looked at for the round trip in the report
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]  # the names that `byte_fallback` looks for
@@ -110,6 +111,25 @@ def texts(split: Path) -> Iterator[list[str]]:
             raise UserError(f"{shard} is damaged after row {row} ({error}); run: dvc repro clean") from None
 
 
+def pieces(document: str) -> Iterator[tuple[str, bool]]:
+    """The pieces of a long document, each with whether it is the last: encoding takes a hundred times their memory.
+
+    Cut after a line, else before a space, else anywhere. Words do not cross the end of a line, so that cut leaves the
+    tokens as they are; another may cost a token.
+    """
+    start = 0
+    while len(document) - start > PIECE_CHARS:
+        stop = start + PIECE_CHARS
+        cut = document.rfind("\n", start + 1, stop)
+        while cut > start and document[cut + 1].isspace():
+            cut = document.rfind("\n", start + 1, cut)
+        cut = cut + 1 if cut > start else document.rfind(" ", start + 1, stop)
+        cut = cut if cut > start else stop
+        yield document[start:cut], False
+        start = cut
+    yield document[start:], True
+
+
 def fallback_ids(tokenizer: Tokenizer) -> list[int]:
     """Tokens of one byte that a character outside the vocabulary is spelt with; ASCII in byte-level BPE is none."""
     names = _BYTE_TOKENS
@@ -185,7 +205,7 @@ def _sampled(train: Path, most: int | None, seen: dict[str, int]) -> Iterator[li
             seen["documents"] += len(kept)
             seen["bytes"] += size
             advance(size)
-            yield [batch[i] for i in kept]
+            yield [piece for i in kept for piece, _ in pieces(batch[i])]
     if not seen["documents"]:
         raise UserError(
             f"{train} holds no document to train a tokenizer on; see reports/clean.json for what was dropped"
@@ -209,8 +229,10 @@ def _characters(params: params.Tokenizer, train: Path) -> Tokenizer:
     """
     counts = np.zeros(0x110000, dtype=np.int64)
     for batch in texts(train):
-        points = np.frombuffer("".join(batch).encode("utf-32-le"), dtype="<u4")
-        counts += np.bincount(points, minlength=len(counts))
+        joined = "".join(batch)
+        for start in range(0, len(joined), PIECE_CHARS):
+            points = np.frombuffer(joined[start : start + PIECE_CHARS].encode("utf-32-le"), dtype="<u4")
+            counts += np.bincount(points, minlength=len(counts))
     characters = [chr(point) for point in np.flatnonzero(counts)]
     markers = [params.end_token, *params.special_tokens]
     names = [*characters, *markers, *_BYTE_TOKENS]
@@ -246,7 +268,7 @@ def _save(tokenizer: Tokenizer, end_token: str, into: Path) -> None:
 
 def _round_trip(tokenizer: Tokenizer, train: Path) -> float:
     """Share of some training documents that decode to just what was encoded; warns below 1."""
-    sample = next(texts(train), [])[:_SAMPLE_DOCUMENTS]
+    sample = [text[:PIECE_CHARS] for text in next(texts(train), [])[:_SAMPLE_DOCUMENTS]]
     if not sample:
         return 1.0
     same = sum(tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text for text in sample)

@@ -29,7 +29,6 @@ from pipeline.errors import UserError
 from pipeline.files import written_whole
 
 _BATCH_CHARS = 1_000_000  # encoded at a time
-_PIECE_CHARS = 500_000  # a longer document is encoded in pieces
 _IN_FLIGHT = 3  # batches: one is written while two are encoded
 _DOCUMENTS = "documents.i64"  # beside the chunks; litdata looks only at what index.json lists
 _SHOWN = 20  # most and least used tokens in the report
@@ -102,7 +101,7 @@ def _batches(split: Path) -> Iterator[list[tuple[str, bool]]]:
     size = 0
     for documents in vocabulary.texts(split):
         for document in documents:
-            for piece, last in _pieces(document):
+            for piece, last in vocabulary.pieces(document):
                 batch.append((piece, last))
                 size += len(piece)
                 if size >= _BATCH_CHARS:
@@ -110,24 +109,6 @@ def _batches(split: Path) -> Iterator[list[tuple[str, bool]]]:
                     batch, size = [], 0
     if batch:
         yield batch
-
-
-def _pieces(document: str) -> Iterator[tuple[str, bool]]:
-    """Cut a long document after a line, else before a space, else anywhere: memory and one thread bound its length.
-
-    Words do not cross a line's end, so that cut leaves the tokens as they are; the others cost a token at most.
-    """
-    start = 0
-    while len(document) - start > _PIECE_CHARS:
-        stop = start + _PIECE_CHARS
-        cut = document.rfind("\n", start + 1, stop)
-        while cut > start and document[cut + 1].isspace():
-            cut = document.rfind("\n", start + 1, cut)
-        cut = cut + 1 if cut > start else document.rfind(" ", start + 1, stop)
-        cut = cut if cut > start else stop
-        yield document[start:cut], False
-        start = cut
-    yield document[start:], True
 
 
 def _encode(encoder: Tokenizer, end: int, pieces: list[tuple[str, bool]]) -> _Batch:

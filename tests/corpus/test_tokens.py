@@ -166,21 +166,21 @@ def test_another_text_changes_what_names_the_cache_of_a_remote_set(small: Path, 
 def test_a_long_document_cut_in_pieces_gives_the_tokens_of_the_whole(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens, "_PIECE_CHARS", 200)
+    monkeypatch.setattr(tokenizer, "PIECE_CHARS", 200)
     encoder = tokenizer.load(small / "tokenizer")
     long = "".join(STORIES[:100]) + "\n\n \n\tindented\n" * 50
-    pieces = [piece for piece, _ in tokens._pieces(long)]
+    pieces = [piece for piece, _ in tokenizer.pieces(long)]
     assert len(pieces) > 30
     assert [token_id for piece in pieces for token_id in encoder.encode(piece).ids] == encoder.encode(long).ids
 
 
 def test_pieces_are_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "_PIECE_CHARS", 5)
+    monkeypatch.setattr(tokenizer, "PIECE_CHARS", 5)
 
     @settings(deadline=None, max_examples=200)
     @given(st.text(alphabet="ab \n\t", max_size=60))
     def joined(document: str) -> None:
-        pieces = list(tokens._pieces(document))
+        pieces = list(tokenizer.pieces(document))
         assert "".join(piece for piece, _ in pieces) == document
         assert [last for _, last in pieces] == [False] * (len(pieces) - 1) + [True]
         assert all(len(piece) <= 5 for piece, _ in pieces)
