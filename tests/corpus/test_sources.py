@@ -5,8 +5,6 @@ import hashlib
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -21,11 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import params
-from pipeline.corpus import fetching, shards, splitting
+from pipeline.corpus import shards, splitting
 from pipeline.corpus.sources import download
 from pipeline.corpus.storyteller import stories
 from pipeline.errors import UserError
-from tests.corpus.serving import COMMIT, REPO, serving
 
 ROOT = Path(__file__).parents[2]
 STORIES = [f"Once there was a fox named Nr {n}.\n\n“Hello,” said 狐狸 {n * n}." for n in range(50)]
@@ -282,131 +279,3 @@ def test_a_path_that_leads_nowhere(tmp_path: Path) -> None:
     (tmp_path / "in" / "a.txt").write_text("a")
     with pytest.raises(UserError, match=r"matches download\.pattern = '\*\.csv'"):
         read(tmp_path / "in", tmp_path / "raw", pattern="*.csv")
-
-
-# --- network ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "PAUSES", (0.01, 0.01, 0.01))
-
-
-def fetch(url: str, into: Path, **changes: Any) -> list[str]:
-    download(preset("url", urls=[url], **changes), into)
-    return texts(into)
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_broken_download_is_taken_up_where_it_stopped(tmp_path: Path) -> None:
-    data = as_jsonl(STORIES * 40)
-    digest = hashlib.sha256(data).hexdigest()
-    with serving({"stories.jsonl": data}) as site:
-        site.failures, site.cuts = 1, [30_000, 50_000]
-        assert fetch(f"{site.url}/stories.jsonl", tmp_path / "raw", sha256=[digest]) == STORIES * 40
-        assert [wanted for _, _, wanted in site.asked] == [None, None, "bytes=30000-", "bytes=80000-"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
-
-
-@pytest.mark.usefixtures("quick")
-def test_without_an_etag_a_download_begins_anew(tmp_path: Path) -> None:
-    data = as_jsonl(STORIES * 40)
-    with serving({"stories.jsonl": data}) as site:
-        site.cuts, site.etags = [30_000], False
-        assert fetch(f"{site.url}/stories.jsonl", tmp_path / "raw") == STORIES * 40
-        assert [wanted for _, _, wanted in site.asked] == [None, None]
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_half_download_is_kept_for_the_next_run_and_not_taken_for_whole(tmp_path: Path) -> None:
-    data = as_jsonl(STORIES * 40)
-    with serving({"stories.jsonl": data}) as site:
-        site.cuts = [10_000] * 4
-        with pytest.raises(UserError, match=r"gave up after 4 tries, 40\.0 kB are kept"):
-            fetch(f"{site.url}/stories.jsonl", tmp_path / "raw")
-        assert not (tmp_path / "raw").exists()
-        assert fetch(f"{site.url}/stories.jsonl", tmp_path / "raw") == STORIES * 40
-        assert site.asked[-1][2] == "bytes=40000-"
-
-
-@pytest.mark.usefixtures("quick")
-def test_what_an_address_gives_is_checked(tmp_path: Path) -> None:
-    with serving({"a.jsonl": as_jsonl(STORIES), "b.exe": b"MZ"}) as site:
-        with pytest.raises(UserError, match=r"its sha256 is .*, not 0000"):
-            fetch(f"{site.url}/a.jsonl", tmp_path / "raw", sha256=["0" * 64])
-        with pytest.raises(UserError, match=r"max_download_bytes allows 100 B"):
-            fetch(f"{site.url}/a.jsonl", tmp_path / "raw", max_download_bytes=100)
-        with pytest.raises(UserError, match="the server answered 404"):
-            fetch(f"{site.url}/absent.jsonl", tmp_path / "raw")
-        with pytest.raises(UserError, match="unknown type of file"):
-            fetch(f"{site.url}/b.exe", tmp_path / "raw")
-    with pytest.raises(UserError, match="no connection"):
-        fetch(f"{site.url}/a.jsonl", tmp_path / "raw")
-    assert not (tmp_path / "raw").exists()
-
-
-HUB = """
-import json, sys
-from pathlib import Path
-from pipeline import params
-from pipeline.corpus import fetching
-from pipeline.corpus.sources import download
-from pipeline.errors import UserError
-fetching.PAUSES = (0.01, 0.01)
-for number, changes in enumerate(json.loads(sys.argv[1])):
-    try:
-        print(json.dumps(download(params.HuggingFace(**changes), Path(f"raw-{number}"))))
-    except UserError as error:
-        print(json.dumps({"error": str(error)}))
-"""
-
-
-def hub(folder: Path, endpoint: str, *changes: dict[str, Any]) -> list[dict[str, Any]]:
-    """Download from a Hub in a process of its own: its client reads the address when it is imported."""
-    preset = yaml.safe_load((ROOT / "configs/download/huggingface.yaml").read_text(encoding="utf-8"))
-    wanted = [{**preset, "watch": "-", "repo": REPO, "splits": {"train": "data/train-*.parquet"}, **c} for c in changes]
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command = [sys.executable, "-c", HUB, json.dumps(wanted)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def test_a_data_set_of_the_hub_whole_and_sampled(tmp_path: Path) -> None:
-    files = {
-        "data/train-00000.parquet": as_parquet(STORIES[:20]),
-        "data/train-00001.parquet": as_parquet(STORIES[20:40]),
-        "data/validation-00000.parquet": as_parquet(STORIES[40:]),
-        "README.md": b"about",
-    }
-    splits = {"train": "data/train-*.parquet", "val": "data/validation-*.parquet"}
-    with serving(files) as site:
-        site.failures = 1
-        whole, sampled, no_revision, no_repo, no_file = hub(
-            tmp_path,
-            site.url,
-            {"splits": splits, "licence": "MIT"},
-            {"splits": splits, "max_documents": 30},
-            {"revision": "absent"},
-            {"repo": "team/absent"},
-            {"splits": {"train": "other/*"}},
-        )
-    assert texts(tmp_path / "raw-0") == STORIES[40:] + STORIES[:40]
-    assert (whole["revision"], whole["licence"], whole["splits"]) == (COMMIT, "MIT", {"val": 10, "train": 40})
-    manifest = json.loads((tmp_path / "raw-0/manifest.json").read_text())
-    assert manifest["files"][0]["sha256"] == hashlib.sha256(files["data/validation-00000.parquet"]).hexdigest()
-    assert manifest["files"][0]["origin"] == f"hf://datasets/{REPO}@{COMMIT}/data/validation-00000.parquet"
-    assert sampled["splits"] == {"val": 3, "train": 27}
-    assert texts(tmp_path / "raw-1") == STORIES[40:43] + STORIES[:27]
-    assert "download.revision = 'absent'" in no_revision["error"]
-    assert "download.repo = 'team/absent': no such data set" in no_repo["error"]
-    assert "matches 'other/*'; it holds README.md, data/train-00000.parquet" in no_file["error"]
-
-
-def test_without_a_network_the_hub_source_says_so(tmp_path: Path) -> None:
-    with serving({}) as site:
-        closed = site.url
-    (answer,) = hub(tmp_path, closed, {})
-    assert "the Hugging Face Hub did not answer" in answer["error"] and "download=local" in answer["error"]
-    assert not (tmp_path / "raw-0").exists()
