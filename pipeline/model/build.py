@@ -18,6 +18,7 @@ from litgpt.model import GPT, LLaMAMLP
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.model import blocks
 from pipeline.model.moe import MoE
 from pipeline.params import Model
 
@@ -75,6 +76,7 @@ class MoEGPT(GPT):
     def __init__(self, config: Config, model: Model) -> None:
         super().__init__(config)
         self.params = model
+        blocks.put_in(self, config)
         for i, block in enumerate(self.transformer.h):
             block.mlp = MoE(config, model.norm_topk_prob) if i in model.moe_layers else LLaMAMLP(config)
         self.tie_weights()

@@ -61,21 +61,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             kept = (target != IGNORE)[:, None]
             grad_logits = log_p.exp_()
             grad_logits.scatter_add_(1, target.clamp(min=0)[:, None], grad_logits.new_full((len(target), 1), -1.0))
-            grad_logits = (grad_logits * (kept / n_targets)).to(head_VC.dtype)
+            grad_logits = grad_logits.to(head_VC.dtype)
             if grad_hidden_NC is not None:
-                grad_hidden_NC[begin : begin + chunk] = grad_logits @ head_VC
+                grad_hidden_NC[begin : begin + chunk] = (grad_logits @ head_VC) * kept
             if grad_head_VC is not None:
-                _add_product(grad_head_VC, grad_logits.T, hidden)
-        ctx.save_for_backward(grad_hidden_NC, grad_head_VC)
+                _add_product(grad_head_VC, grad_logits.T, hidden * kept)
+        ctx.save_for_backward(grad_hidden_NC, grad_head_VC, n_targets)
         ctx.head_dtype = head_VC.dtype
         return total / n_targets
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        grad_hidden_NC, grad_head_VC = ctx.saved_tensors
+        grad_hidden_NC, grad_head_VC, n_targets = ctx.saved_tensors
+        share = grad / n_targets  # only here, with float16's loss scale in it, so that nothing small is rounded away
         return (
-            None if grad_hidden_NC is None else grad_hidden_NC * grad.to(grad_hidden_NC.dtype),
-            None if grad_head_VC is None else (grad_head_VC * grad).to(ctx.head_dtype),
+            None if grad_hidden_NC is None else grad_hidden_NC * share.to(grad_hidden_NC.dtype),
+            None if grad_head_VC is None else (grad_head_VC * share).to(ctx.head_dtype),
             None,
             None,
         )

@@ -69,6 +69,19 @@ def test_bfloat16_keeps_the_loss_in_float32() -> None:
     assert hidden.grad is not None and hidden.grad.dtype == torch.float32
 
 
+def test_float16_with_a_loss_scale_loses_no_small_gradient() -> None:
+    """The mean over many targets makes each gradient smaller than float16 can hold; the scale makes up for it."""
+    torch.manual_seed(0)
+    hidden, head = torch.randn(1, 4096, C), torch.randn(40, C) * 0.01
+    target, scale = torch.randint(0, 40, (1, 4096)), 4096.0
+    exact, half = (hidden.clone().requires_grad_(), hidden.half().requires_grad_())
+    cross_entropy(exact, head, target).backward()
+    (cross_entropy(half, head.half(), target, 512) * scale).backward()
+    assert exact.grad is not None and half.grad is not None
+    error = (half.grad.float() / scale - exact.grad).norm() / exact.grad.norm()
+    assert error < 0.01
+
+
 class _Largest(TorchDispatchMode):
     """Remembers the largest tensor that any operation returns."""
 

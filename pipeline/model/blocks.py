@@ -1,0 +1,114 @@
+"""litgpt's attention and RMSNorm, with the same weights and values, in fewer passes over memory while training.
+
+litgpt's are written for every model there is; on a CPU their copies cost as much as a tenth of a step. With a KV cache
+litgpt's own code runs.
+
+Legend: B batch, T time, C embedding, H query heads, G key/value heads, D head size.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from litgpt.config import Config
+from litgpt.model import GPT, CausalSelfAttention
+from litgpt.model import RMSNorm as _RMSNorm
+from torch import Tensor
+
+
+class RMSNorm(_RMSNorm):
+    """x / rms(x) · weight over the last dimension, computed in float32 (arXiv 1910.07467)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and x.dtype == torch.float32 and self.weight.dtype == torch.float32:
+            return cast(Tensor, _Normalize.apply(x, self.weight, self.eps))
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = torch.linalg.vecdot(x, x).unsqueeze(-1).div_(x.size(-1)).add_(eps).rsqrt_()
+        normal = x * scale
+        ctx.save_for_backward(normal, weight, scale)
+        return normal * weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        normal, weight, scale = ctx.saved_tensors
+        grad_weight = (grad * normal).flatten(0, -2).sum(0)
+        grad_normal = grad * weight
+        along = torch.linalg.vecdot(grad_normal, normal).unsqueeze(-1).div_(normal.size(-1))
+        return grad_normal.addcmul_(normal, along, value=-1).mul_(scale), grad_weight, None
+
+
+class Attention(CausalSelfAttention):
+    """Causal self-attention; queries and keys are turned together, in the layout that the projection gives."""
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        input_pos: Tensor | None = None,
+        input_pos_maxp1: int | None = None,
+    ) -> Tensor:
+        if input_pos is not None:
+            return super().forward(x, cos, sin, mask, input_pos, input_pos_maxp1)
+        n_head, n_group, size = self.config.n_head, self.config.n_query_groups, self.config.head_size
+        heads_BTHD = self.qkv(x).unflatten(-1, (n_head + 2 * n_group, size))
+        if self.config.norm_qk:
+            q_BTHD, k_BTGD, v_BTGD = heads_BTHD.split((n_head, n_group, n_group), dim=2)
+            turned = torch.cat((self.norm_q(q_BTHD), self.norm_k(k_BTGD)), dim=2)
+        else:
+            turned, v_BTGD = heads_BTHD.split((n_head + n_group, n_group), dim=2)
+        turned = _Rotate.apply(turned, cos[:, :, None], sin[:, :, None])
+        q_BTHD, k_BTGD = turned.split((n_head, n_group), dim=2)
+        q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BTGD, v_BTGD))
+        if mask is not None and n_group != n_head:  # no fast kernel on CUDA shares heads under a mask
+            k, v = (t.repeat_interleave(n_head // n_group, dim=1) for t in (k, v))
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.size(1) != n_head
+        )
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotary embedding (arXiv 2104.09864) of halves: (x1, x2) to (x1·cos - x2·sin, x2·cos + x1·sin).
+
+    cos and sin hold each angle twice, as litgpt's tables do; backward turns the other way.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHD: Tensor, cos_BT1D: Tensor, sin_BT1D: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_BT1D, sin_BT1D)
+        return _turn(x_BTHD, cos_BT1D, sin_BT1D)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BTHD: Tensor) -> tuple[Tensor, None, None]:
+        cos_BT1D, sin_BT1D = ctx.saved_tensors
+        return _turn(grad_BTHD, cos_BT1D, -sin_BT1D), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.size(-1) // 2
+    x1, x2 = x[..., :half], x[..., half:]
+    y = x * cos
+    y[..., :half].addcmul_(x2, sin[..., :half], value=-1)
+    y[..., half:].addcmul_(x1, sin[..., half:])
+    return y.to(x.dtype)
+
+
+def put_in(gpt: GPT, config: Config) -> None:
+    """Replace attention and norms of a GPT that has no weights yet."""
+
+    def norm(size: int) -> RMSNorm:
+        return RMSNorm(size, eps=config.norm_eps)
+
+    for i, block in enumerate(gpt.transformer.h):
+        block.attn = Attention(config, i)
+        if config.norm_qk:
+            block.attn.norm_q, block.attn.norm_k = norm(config.head_size), norm(config.head_size)
+        block.norm_1, block.norm_2 = norm(config.n_embd), norm(config.n_embd)
+    gpt.transformer.ln_f = norm(config.n_embd)
