@@ -103,7 +103,7 @@ class Account:
         }
 
     def draw(self, plots: Path) -> None:
-        """Write clean_funnel.png and clean_lengths.png."""
+        """Write funnel.png and lengths.png."""
         from matplotlib.figure import Figure
 
         report = self.report()
@@ -125,7 +125,7 @@ class Account:
         axes.set(xscale="log", xlabel="length of a document, bytes", ylabel="documents", title="Lengths of documents")
         axes.set_xlim(_EDGES[used[0]] if len(used) else 1, _EDGES[used[-1] + 1] if len(used) else 2)
         axes.legend()
-        for name, figure in (("clean_funnel.png", funnel), ("clean_lengths.png", lengths)):
+        for name, figure in (("funnel.png", funnel), ("lengths.png", lengths)):
             with written_whole(plots / name) as partial:
                 figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
 
