@@ -78,7 +78,7 @@ def write_lock(*stages: str) -> None:
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "wandb", *arguments]
     shell = {name: value for name, value in os.environ.items() if name not in ("WANDB_SERVICE", "WANDB_SILENT")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, env=shell)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=shell)
     assert done.returncode == 0, done.stderr
     return done
 
