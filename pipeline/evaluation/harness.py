@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import UserError
-from pipeline.model import huggingface
 from pipeline.model.build import MoEGPT
 
 
@@ -29,6 +28,8 @@ def run(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
+
+    from pipeline.model import huggingface  # imports transformers, which nothing else here needs
 
     manager = TaskManager(include_defaults=False)
     loaded = []

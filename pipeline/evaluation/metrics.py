@@ -179,7 +179,7 @@ def loss_by_position(scores: Scores) -> list[dict[str, float]]:
     ]
 
 
-def loss_by_group(scores: Scores, group_N: np.ndarray, bytes_G: np.ndarray) -> list[dict[str, float]]:
+def loss_by_group(scores: Scores, group_N: np.ndarray, bytes_G: np.ndarray) -> list[dict[str, Any]]:
     """Loss and bits per byte of each group of tokens: `group_N[i]` is the group of token i + 1.
 
     `bytes_G`: UTF-8 bytes of each group's text. Groups without a token are left out; `group` says which is which.

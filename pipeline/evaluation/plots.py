@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 # Colour on paper → name of the CSS variable. The two series keep 4.5:1 on white and, in the report, on dark as well.
 INK = {"#1d2430": "ink", "#5b6575": "muted", "#d9dee7": "line", "#2a62c9": "first", "#b3541e": "second"}
 _INK, _MUTED, _LINE, _FIRST, _SECOND = INK
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # real letters: they take the page's font, and can be read aloud
     "svg.hashsalt": "evaluation",
     "font.size": 10,
@@ -68,7 +68,11 @@ def draw(details: dict[str, Any], curve: list[dict[str, float]], into: Path) -> 
             layers = [f"layer {layer + 1}" for layer in routing["layers"]]
             experts = [str(e + 1) for e in range(len(routing["load"][0]))]
             load = np.array(routing["load"]) * len(experts)
-            keep("experts", _heat(load, layers, experts, "expert", load.max()), _cells(layers, experts, load, "load"))
+            keep(
+                "experts",
+                _heat(load, layers, experts, "expert", float(load.max())),
+                _cells(layers, experts, load, "load"),
+            )
             if len(layers) > 1:
                 same = np.array(routing["agreement"])
                 short = [str(layer + 1) for layer in routing["layers"]]
@@ -76,8 +80,8 @@ def draw(details: dict[str, Any], curve: list[dict[str, float]], into: Path) -> 
     return pictures
 
 
-def _axes(height: float = 2.9, **labels: str) -> Axes:
-    return Figure(figsize=(4.9, height), layout="constrained").add_subplot(**labels)  # type: ignore[no-any-return]
+def _axes(height: float = 2.6, **labels: str) -> Axes:
+    return Figure(figsize=(4.2, height), layout="constrained").add_subplot(**labels)  # type: ignore[no-any-return]
 
 
 def _done(axes: Axes) -> Figure:
@@ -118,7 +122,7 @@ def _by_length(lengths: list[dict[str, float]]) -> Figure:
     axes = _axes(xlabel="tokens in the document", ylabel="loss, nats per token")
     names = [f"{g['shortest']}\N{EN DASH}{g['longest']}" for g in lengths]
     axes.bar(range(len(names)), [g["loss"] for g in lengths], color=_FIRST, width=0.7)
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=9)
+    axes.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
     axes.grid(axis="x", visible=False)
     return _done(axes)
 
@@ -126,11 +130,11 @@ def _by_length(lengths: list[dict[str, float]]) -> Figure:
 def _calibration(calibration: dict[str, Any]) -> Figure:
     axes = _axes(xlabel="probability of the first choice", ylabel="share that was right")
     axes.plot([0, 1], [0, 1], color=_MUTED, linestyle="--", linewidth=1, label="perfectly calibrated")
-    bins = calibration["bins"]
-    most = max(b["tokens"] for b in bins)
-    axes.plot([b["probability"] for b in bins], [b["accuracy"] for b in bins], color=_FIRST, linewidth=1.2)
-    sizes = [6 + 70 * b["tokens"] / most for b in bins]
-    axes.scatter([b["probability"] for b in bins], [b["accuracy"] for b in bins], s=sizes, color=_FIRST, label="model")
+    bins: list[dict[str, Any]] = calibration["bins"]
+    most = max(int(b["tokens"]) for b in bins)
+    stated, right = [b["probability"] for b in bins], [b["accuracy"] for b in bins]
+    axes.plot(stated, right, color=_FIRST, linewidth=1.2)
+    axes.scatter(stated, right, s=[6 + 70 * b["tokens"] / most for b in bins], color=_FIRST, label="model")
     axes.legend(loc="upper left")
     return _done(axes)
 
@@ -143,7 +147,7 @@ def _heat(values: np.ndarray, rows: list[str], columns: list[str], xlabel: str, 
         spine.set_visible(False)
     numbers = len(columns) <= _CELLS_WITH_NUMBERS
     for y, x in np.ndindex(values.shape):
-        strength = min(1.0, max(0.0, values[y, x] / full))
+        strength = float(np.clip(values[y, x] / full, 0, 1))
         axes.add_patch(mpl.patches.Rectangle((x + 0.03, y + 0.05), 0.94, 0.9, facecolor=_FIRST, alpha=0.6 * strength))
         if numbers:
             text = f"{values[y, x]:.2f}"
@@ -167,6 +171,7 @@ def _svg(figure: Figure) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", text)  # names nobody refers to, the same in every drawing
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     for colour, name in INK.items():

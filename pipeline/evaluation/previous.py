@@ -14,7 +14,7 @@ from typing import Any
 
 
 def recorded(path: Path) -> dict[str, Any] | None:
-    """The JSON file that dvc.lock names, from DVC's cache; None if there is none (a first run, no DVC, a lost cache)."""
+    """The JSON file that dvc.lock names, from DVC's cache; None if there is none (first run, no DVC, lost cache)."""
     if not Path("dvc.lock").is_file():
         return None
     import dvc.api  # slow to import, and needed only here

@@ -9,6 +9,7 @@
 import csv
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,11 @@ def write(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"n": _number, "pct": lambda x, digits=1: f"{100 * x:.{digits}f} %", "marked": _marked}
+    environment.filters |= {
+        "n": _number,
+        "pct": lambda x, digits=1: f"{100 * x:.{digits}f}\N{NARROW NO-BREAK SPACE}%",
+        "marked": _marked,
+    }
     page = environment.get_template("report.html.jinja").render(
         figures=details["figures"],
         details=details,
@@ -160,7 +165,8 @@ def _told(report: dict[str, Any], key: str) -> str | None:
 def _tokens_of(part: dict[str, Any]) -> str | None:
     if not part:
         return None
-    return f"{part['documents']:,} documents, {part['tokens']:,} tokens, {console.size(part['bytes'])}"
+    counts = (f"{part['documents']:,} documents", f"{part['tokens']:,} tokens", console.size(part["bytes"]))
+    return " · ".join(count.replace(" ", "\N{NO-BREAK SPACE}") for count in counts)
 
 
 def ladder(figures: dict[str, Any]) -> list[dict[str, Any]]:
@@ -211,7 +217,7 @@ def _marked(story: dict[str, Any]) -> Markup:
     begin, end = story.get("overlap_span", [0, 0])
     marks = sorted({0, cut, begin, end, len(whole)})
     parts = []
-    for left, right in zip(marks, marks[1:], strict=False):
+    for left, right in pairwise(marks):
         part = Markup.escape(whole[left:right])
         if right <= cut:
             part = Markup("<b>{}</b>").format(part)

@@ -1,0 +1,67 @@
+"""Counts over stories, by hand; stories of the real Generator."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.corpus import tokenizer as vocabulary
+from pipeline.corpus import tokens
+from pipeline.evaluation import samples
+from pipeline.evaluation.generation import Completion, Generator
+from pipeline.evaluation.memorisation import Index
+from pipeline.evaluation.samples import Told
+from pipeline.model.build import MoEGPT
+from pipeline.params import Params
+
+
+def test_distinct_and_repetition_by_hand() -> None:
+    assert samples.distinct([[1, 2, 1, 2], [1, 2]], 1) == pytest.approx(2 / 6)
+    assert samples.distinct([[1, 2, 1, 2], [1, 2]], 2) == pytest.approx(2 / 4)
+    assert samples.distinct([[1]], 2) == 0
+    assert samples.repetition([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 - 4 / 5)
+    assert samples.repetition([1, 2, 3]) == 0
+
+
+def test_a_copied_story_is_found_and_marked(work: Path) -> None:
+    tokenizer = vocabulary.load(work / "data/tokenizer")
+    store = tokens.TokenStore(work / "data/tokens/train")
+    starts = tokens.documents(work / "data/tokens/train")
+    index = Index(store.read(0, store.n_tokens))
+    story = tokenizer.decode(store.read(int(starts[3]), int(starts[4]) - 1).tolist())
+    copied = Told(1.0, Completion(story[:9], story[9:], 50, "end"))
+    own = Told(1.0, Completion("One day", " zq xj" * 10 + story[100:160], 40, "length"))
+    found = samples.describe([copied, own], tokenizer, index)
+    first, second = found["stories"]
+    assert (first["overlap_share"], first["overlap_span"]) == (1.0, [0, len(story)])
+    begin, end = second["overlap_span"]
+    assert ("One day" + " zq xj" * 10 + story[100:160])[begin:end].strip() in story
+    assert 5 <= second["overlap"] < first["overlap"]
+    figures = found["by_temperature"][0]
+    assert (figures["ends"], figures["copied"], figures["overlap_max"]) == (0.5, 0.5, first["overlap"])
+    assert second["repetition"] > 0.5 > first["repetition"]
+
+
+def test_every_prompt_at_every_temperature(model: MoEGPT, work: Path, parameters: Params) -> None:
+    config = parameters.evaluate.model_copy(
+        update={"prompts": ["Once", "The dog"], "temperatures": [0.0, 1.0], "samples_per_prompt": 2}
+    )
+    told = samples.tell(Generator(model, work / "data/tokenizer"), config)
+    assert [(one.temperature, one.completion.prompt) for one in told] == [
+        (0.0, "Once"), (0.0, "The dog"), *[(1.0, "Once"), (1.0, "The dog")] * 2
+    ]  # fmt: skip
+    assert told[2].completion.text != told[4].completion.text  # another seed
+    again = samples.tell(Generator(model, work / "data/tokenizer"), config)
+    assert told == again
+    found = samples.describe(told, vocabulary.load(work / "data/tokenizer"), None)
+    assert [f["stories"] for f in found["by_temperature"]] == [2, 4]
+    assert "overlap" not in found["stories"][0]
+
+
+def test_overlap_of_texts_never_seen_is_short(work: Path) -> None:
+    tokenizer = vocabulary.load(work / "data/tokenizer")
+    store = tokens.TokenStore(work / "data/tokens/train")
+    index = Index(store.read(0, store.n_tokens))
+    assert samples.overlaps(["zq xj vw kp zz"] * 3, tokenizer, index, 100) < 4
+    text = tokenizer.decode(store.read(0, 30).tolist())
+    assert samples.overlaps([text], tokenizer, index, 12) == np.mean([12])
