@@ -144,7 +144,7 @@ def _what(facts: dict[str, Any]) -> str:
     return (
         f"A `{facts['class']}` of {size}, in {facts['dtype']}, trained from scratch. When it was exported, stock "
         f"transformers loaded this folder and gave the trained model's logits (largest "
-        f"difference {facts['max_logit_difference']:.0e} at {facts['positions_compared']} positions, in float32) and "
+        f"difference {facts['max_logit_difference']:.0e} at {facts['positions_equal']} positions, in float32) and "
         f"its greedy tokens ({facts['greedy_tokens_equal']} of {facts['greedy_tokens_equal']})."
     )
 

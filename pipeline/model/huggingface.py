@@ -34,7 +34,7 @@ from pipeline.model import build, checkpoint_folder
 from pipeline.model.stock import CONFIGS, from_stock, model_of, stock_config, to_stock
 
 TOLERANCE = 1e-4  # largest difference of a logit, in float32
-_TIE = 1e-5  # an expert is chosen by less than this (relative): rounding may choose another
+_TIE = 1e-5  # an expert is chosen by less than this (relative): rounding may choose another one
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -50,9 +50,9 @@ class Parity:
     """How two models agree."""
 
     max_logit_difference: float
-    positions: int  # that were compared
-    near_ties: int  # positions left out: rounding decides which expert they visit
-    generated: int  # greedy tokens that were equal
+    positions: int  # that are equal
+    near_ties: int  # that are not: rounding decided which expert they or an earlier one visit
+    generated: int  # greedy tokens that are equal
 
 
 def to_huggingface(
@@ -88,7 +88,7 @@ def to_huggingface(
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": sum(f.stat().st_size for f in into.iterdir()),
         "max_logit_difference": parity.max_logit_difference,
-        "positions_compared": parity.positions,
+        "positions_equal": parity.positions,
         "near_ties": parity.near_ties,
         "greedy_tokens_equal": parity.generated,
     }
@@ -137,8 +137,9 @@ def apart(difference: float) -> str:
 def compare(model: build.MoEGPT, folder: Path, vocab_size: int, seed: int = 0) -> Parity:
     """Logits and greedy generation of `model` against the stock model in `folder`, both in float32 on the CPU.
 
-    Where an expert wins by less than rounding errors, two right programs may route a token differently; positions
-    from such a near tie on are not compared. Raises RuntimeError on any other difference above `TOLERANCE`.
+    Where an expert wins by less than rounding errors, two right programs may route a token differently; so a
+    difference is accepted from such a near tie on, if most positions are equal all the same. Raises RuntimeError on
+    any other difference above `TOLERANCE`.
     """
     stock: Any = load_stock(folder)
     model = model.eval()
@@ -147,22 +148,25 @@ def compare(model: build.MoEGPT, folder: Path, vocab_size: int, seed: int = 0) -
     idx_BT = torch.randint(vocab_size, (4, length), generator=torch.Generator().manual_seed(seed))
     logits_BTV, tied_BT = _logits(model, idx_BT, vocab_size)
     difference_BT = (logits_BTV - stock(idx_BT).logits).abs().amax(-1)
-    difference = difference_BT.masked_fill(tied_BT, 0).max().item()
-    compared = int((~tied_BT).sum())
-    if not difference <= TOLERANCE:  # NaN too
-        raise RuntimeError(f"{type(stock).__name__} gives other logits than the model: they differ by {difference:.2e}")
-    if compared < length // 8:
-        raise RuntimeError(f"the router is undecided at {idx_BT.numel() - compared} of {idx_BT.numel()} positions")
+    same_BT = difference_BT <= TOLERANCE  # False for NaN
+    if (~same_BT & ~tied_BT).any() or same_BT.float().mean() < 0.5:
+        worst = difference_BT.max().item()
+        raise RuntimeError(f"{type(stock).__name__} gives other logits than the model: they differ by {worst:.2e}")
 
     stock.generation_config.eos_token_id = None  # go on to the full length
     plain = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0)
     generated_BT = stock.generate(idx_BT[:, :new], generation_config=plain, attention_mask=torch.ones(4, new).long())
     logits_BTV, tied_BT = _logits(model, generated_BT[:, :-1], vocab_size)
     chosen_BT = logits_BTV.gather(-1, generated_BT[:, 1:, None])[..., 0]
-    other_BT = (logits_BTV.amax(-1) - chosen_BT > TOLERANCE) & ~tied_BT
-    if other_BT[:, new - 1 :].any():
+    greedy_BT = (logits_BTV.amax(-1) - chosen_BT <= TOLERANCE)[:, new - 1 :]
+    if (~greedy_BT & ~tied_BT[:, new - 1 :]).any() or greedy_BT.float().mean() < 0.5:
         raise RuntimeError(f"{type(stock).__name__} continues a prompt with other tokens than the model")
-    return Parity(difference, compared, idx_BT.numel() - compared, int((~tied_BT[:, new - 1 :]).sum()))
+    return Parity(
+        max_logit_difference=difference_BT[same_BT].max().item(),
+        positions=int(same_BT.sum()),
+        near_ties=int((~same_BT).sum()),
+        generated=int(greedy_BT.sum()),
+    )
 
 
 def from_huggingface(folder: Path, into: Path) -> params.Model:

@@ -19,7 +19,7 @@ FACTS = {
     "parameters": 1_234_567,
     "active_parameters": 654_321,
     "max_logit_difference": 2e-6,
-    "positions_compared": 1000,
+    "positions_equal": 1000,
     "greedy_tokens_equal": 128,
 }
 STORIES = [

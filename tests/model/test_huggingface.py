@@ -22,6 +22,8 @@ from pipeline.errors import UserError
 from pipeline.model import build, checkpoint_folder, huggingface, stock
 from tests.model.small import ROOT, tiny
 
+pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # experts of width 0
+
 STRETCHED = params.RopeScaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_block_size=32)
 DENSE = {"n_expert": 0, "n_expert_per_token": 0}
 STRUCTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -75,7 +77,7 @@ def test_every_structure_has_a_stock_class_with_the_same_logits_and_comes_back_e
     report = export(gpt, tokenizer_folder, tmp_path / "hf")
     assert report["class"] == f"{expected}ForCausalLM"
     assert report["max_logit_difference"] <= 1e-4
-    assert report["positions_compared"] >= 128 and report["greedy_tokens_equal"] >= 64
+    assert report["positions_equal"] >= 200 and report["greedy_tokens_equal"] >= 64
 
     # independent of the export's own check: plain transformers, its default settings
     ours_BT = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(1))
