@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.files import written_whole
-from pipeline.stage import CLEAN, REPORTS, TOKENIZER, TOKENS, stage
+from pipeline.stage import CLEAN, PLOTS, TOKENIZER, TOKENS, stage
 
 app = typer.Typer(add_completion=False)
 
@@ -21,7 +21,7 @@ def main(
 
         with written_whole(TOKENIZER) as vocabulary, written_whole(TOKENS) as written:
             report = {"tokenizer": tokenizer.build(job.params.tokenizer, CLEAN, vocabulary)}
-            report |= tokens.write(job.params.tokenizer, vocabulary, CLEAN, written, REPORTS / "plots")
+            report |= tokens.write(job.params.tokenizer, vocabulary, CLEAN, written, PLOTS / "tokenize")
         summary = f"{report['train']['tokens']:,} tokens to train on, {report['val']['tokens']:,} for validation"
         job.finish(report, wrote=[TOKENIZER, TOKENS], summary=summary)
 
