@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline import console
 from pipeline.files import written_whole
 from pipeline.stage import CHECKPOINT, HUGGINGFACE, REPORTS, stage
 
@@ -27,6 +28,7 @@ def main(params: Annotated[Path, typer.Option(help="Parameters of the run.")] = 
             card.write(job.params, REPORTS, folder, report)
         proof = f"{huggingface.apart(report['max_logit_difference'])}, {report['greedy_tokens_equal']} tokens equal"
         job.finish(report, wrote=[HUGGINGFACE], summary=f"{report['class']} in {export.dtype}, {proof}")
+        console.say('talk to the model: uv run moe generate --prompt "Once upon a time"')
 
 
 if __name__ == "__main__":
