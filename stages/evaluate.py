@@ -22,6 +22,8 @@ def main(
         entropy = stages["download"].get("entropy_bits_per_byte")
         figures, details = evaluate.evaluate(job.params, CHECKPOINT, TOKENS, CLEAN, entropy)
         evaluate.present(details, stages, REPORTS)
+        shown = ("prompt", "temperature", "text")
+        job.run.log_table("samples", shown, [[story[k] for k in shown] for story in details["samples"]["stories"]])
         val = figures["val"]
         summary = f"val loss {val['loss']:.4f}, perplexity {val['perplexity']:.2f}, "
         summary += f"{val['bits_per_byte']:.4f} bits per byte"

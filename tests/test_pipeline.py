@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from pipeline.compose import compose
 from pipeline.corpus import cleaning, sources, tokenizer, tokens
 from pipeline.corpus.storyteller import stories
 from pipeline.hashing import tree_md5
+from tests.wandb_server import WandbServer
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["download", "clean", "tokenize", "train", "evaluate", "export"]
@@ -41,7 +43,7 @@ def run(folder: Path, *command: str, check: bool = True, **environment: str) -> 
         "PYTHONPATH": "",
         "WANDB_MODE": "disabled",
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",  # bit-identical results, and two tests at a time do not fight for the cores
         **environment,
     }
     done = subprocess.run(
@@ -63,8 +65,11 @@ def git(folder: Path, *arguments: str) -> None:
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory) -> Path:
+    return new_clone(tmp_path_factory.mktemp("clone") / "project")
+
+
+def new_clone(folder: Path) -> Path:
     """The project's files as they are now in a repository of their own, set to the tiny configuration."""
-    folder = tmp_path_factory.mktemp("clone") / "project"
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     for name in filter(None, names):
@@ -81,9 +86,21 @@ def clone(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def repro(clone) -> str:
-    """What the first `dvc repro` printed."""
-    return run(clone, "dvc", "repro")
+def wandb_server() -> Iterator[WandbServer]:
+    with WandbServer() as server:
+        yield server
+
+
+def watched(server: WandbServer, home: Path) -> dict[str, str]:
+    """The environment of somebody who uses W&B, with a home of their own."""
+    places = dict.fromkeys(("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"), str(home))
+    return {**server.environment, **places, "WANDB_MODE": "online", "WANDB_ERROR_REPORTING": "false"}
+
+
+@pytest.fixture(scope="session")
+def repro(clone, wandb_server, tmp_path_factory) -> str:
+    """What the first `dvc repro` printed; it was watched by W&B."""
+    return run(clone, "dvc", "repro", **watched(wandb_server, tmp_path_factory.mktemp("home")))
 
 
 def metrics(clone: Path, stage: str) -> dict:
@@ -99,8 +116,52 @@ def test_one_command_goes_from_raw_text_to_an_exported_model(clone, repro):
     assert 0 < metrics(clone, "evaluate")["val"]["bits_per_byte"] < 8
 
 
-def test_nothing_changed_runs_no_stage(clone, repro):
+def test_nothing_changed_runs_no_stage_whoever_watches(clone, repro):
     assert ran(run(clone, "dvc", "repro")) == []
+
+
+def test_wandb_knows_what_each_stage_read_and_wrote(clone, repro, wandb_server):
+    assert wandb_server.unknown == []
+    jobs = wandb_server.jobs()
+    assert set(jobs) == set(STAGES)
+    read = {stage: {version.collection for version in job.inputs} for stage, job in jobs.items()}
+    wrote = {stage: {version.collection for version in job.outputs} for stage, job in jobs.items()}
+    assert read["clean"] == {"raw"}
+    assert {"tokens", "tokenizer"} <= read["train"]
+    assert "model" in read["export"]
+    assert {"raw"} <= wrote["download"]
+    assert {"tokens", "tokenizer"} <= wrote["tokenize"]
+    assert "model-hf" in wrote["export"]
+    lock = yaml.safe_load((clone / "dvc.lock").read_text("utf-8"))["stages"]
+    recorded = json.loads(wandb_server.version("model:best").metadata)["dvc_md5"]
+    assert recorded["models/litgpt"] == next(o["md5"] for o in lock["train"]["outs"] if o["path"] == "models/litgpt")
+
+
+def test_mirroring_again_uploads_nothing(clone, repro, wandb_server, tmp_path):
+    before = dict(wandb_server.bytes_uploaded)
+    run(clone, "pipeline.cli", "mirror", **watched(wandb_server, tmp_path))
+    assert dict(wandb_server.bytes_uploaded) == before
+
+
+@pytest.mark.timeout(600)
+def test_a_colleague_starts_from_the_artifact_and_gets_the_same_tokens(clone, repro, wandb_server, tmp_path):
+    empty = new_clone(tmp_path / "empty")
+    config = empty / "configs" / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace("download: {documents: 300}\n", ""), "utf-8")
+    chosen = ["-S", "download=wandb", "-S", "download.artifact=team/stories/clean:latest"]
+    run(empty, "dvc", "exp", "run", *chosen, "tokenize", **watched(wandb_server, tmp_path))
+    assert tree_md5(empty / "data" / "tokens") == tree_md5(clone / "data" / "tokens")
+
+
+def test_a_stage_ends_well_though_wandb_dies_in_the_middle(clone, repro, wandb_server, tmp_path):
+    shutil.copytree(clone, tmp_path / "copy", ignore=shutil.ignore_patterns(".git", "wandb"))
+    wandb_server.fault("drop", after=6)
+    impatience = {"WANDB_INIT_TIMEOUT": "5", "WANDB_FINISH_TIMEOUT": "5"}
+    output = run(tmp_path / "copy", "stages.download", **watched(wandb_server, tmp_path), **impatience)
+    wandb_server.heal()
+    assert output.count("warning: ") == 1
+    assert "\ndownload: wrote " in output
+    assert wandb_server.environment["WANDB_API_KEY"] not in output
 
 
 def test_the_exported_folder_needs_none_of_our_code(clone, repro, tmp_path):
