@@ -217,11 +217,11 @@ def test_off_the_cpu_no_value_is_read_on_the_host() -> None:
 def test_the_layer_compiles_as_one_graph(router: str) -> None:
     _, layer = _pair(_config(router=router, n_shared=1))
     x_BTC = torch.randn(2, 8, 16)
-    eager, grad = layer(x_BTC), torch.autograd.grad(layer(x_BTC).sum(), layer.parameters())
+    eager, grad = layer(x_BTC), torch.autograd.grad(layer(x_BTC).sum(), list(layer.parameters()))
     torch._dynamo.reset()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x_BTC), eager)
-    again = torch.autograd.grad(compiled(x_BTC).sum(), layer.parameters())
+    again = torch.autograd.grad(compiled(x_BTC).sum(), list(layer.parameters()))
     torch.testing.assert_close(again, grad)
 
 
