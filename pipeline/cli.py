@@ -90,6 +90,25 @@ def generate(
             terminal.generate(generator, prompts, sampling, json)
 
 
+@app.command()
+def push(
+    repo_id: Annotated[str, typer.Argument(help="Repository on the Hugging Face Hub, as owner/name.")],
+    folder: Annotated[Path, typer.Option(help="What to push.")] = Path("models/hf"),
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and send nothing.")] = False,
+) -> None:
+    """Push the exported model to the Hugging Face Hub, private by default; HF_TOKEN from the environment."""
+    with told():
+        from pipeline.model import hub
+
+        files = hub.push(folder, repo_id, private=not public, dry_run=dry_run)
+        for name, n_bytes in files:
+            console.say(f"  {name} ({console.size(n_bytes)})")
+        total = f"{len(files)} files, {console.size(sum(n_bytes for _, n_bytes in files))}"
+        seen = "everybody sees it" if public else "private"
+        console.say(f"push: would send {total} to {repo_id}" if dry_run else f"push: {repo_id} has {total}, {seen}")
+
+
 @app.command(name="import")
 def import_(
     folder: Annotated[Path, typer.Argument(help="A folder as transformers writes it: Mixtral, Qwen3-MoE, Llama, …")],
