@@ -149,6 +149,7 @@ class Clean(Section):
 
 
 class Tokenizer(Section):
+    watch: str = Field(description="file or folder whose content DVC watches for this stage (see dvc.yaml)")
     kind: Literal["train", "adopt", "bytes", "characters"]
     vocab_size: Positive | None = Field(description="tokens to train, special ones included; null unless kind: train")
     path: str | None = Field(description="kind adopt: folder, tokenizer.json, SentencePiece model or Hub id")

@@ -33,7 +33,6 @@ def test_every_preset_is_valid_or_says_what_it_needs(group, name, tmp_path):
         ("download", "huggingface"): "repo: name the data set",
         ("download", "url"): "urls: give at least one",
         ("download", "wandb"): "artifact: name it",
-        ("tokenizer", "adopt"): "path: name the tokenizer",
     }
     raw = composed(tmp_path, f"{group}={name}", *(["model=moe_200m"] if name == "gpt2" else []))
     if (group, name) in needs:
