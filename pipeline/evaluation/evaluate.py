@@ -6,7 +6,6 @@
 """
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +64,9 @@ def evaluate(
     if entropy is not None:
         gap = figures["val"]["bits_per_byte"] - entropy
         figures["generator"] = {"entropy_bits_per_byte": entropy, "gap_bits_per_byte": gap}
-    with ThreadPoolExecutor(1) as beside:  # stories come token by token, which leaves a core idle
-        counted = beside.submit(_references, config, model.config.padded_vocab_size, val, tokens, clean)
-        details["samples"] = _samples(config, generator, val, tokens, clean)
-        if found := counted.result():
-            figures["references"] = found
+    if config.reference_bytes:
+        figures["references"] = _references(config, model.config.padded_vocab_size, val, tokens, clean)
+    details["samples"] = _samples(config, generator, val, tokens, clean)
     figures["samples"] = _samples_figures(details["samples"])
     if config.lm_eval_tasks:
         figures["lm_eval"] = harness.run(model, checkpoint, config.lm_eval_tasks, devices[0], config.batch_size)
@@ -127,9 +124,7 @@ def _routing_figures(described: dict[str, Any]) -> dict[str, float]:
 
 
 def _references(params: Evaluate, vocab_size: int, val: TokenSet, tokens: Path, clean: Path) -> dict[str, Any]:
-    """Bits per byte of everything the model is compared with; {} where `reference_bytes` is 0."""
-    if not params.reference_bytes:
-        return {}
+    """Bits per byte of everything the model is compared with."""
     train = token_set.beginning(tokens / "train", clean / "train", params.reference_bytes)
     kneser_ney = references.KneserNey(train.tokens_N, params.ngram_order, vocab_size)
     totals = {

@@ -84,9 +84,13 @@ CONTRAST = """(() => {
       .map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const ratio = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); };
+  const ratio = (a, b) => {
+    const [x, y] = [light(a), light(b)].sort((p, q) => q - p);
+    return (x + 0.05) / (y + 0.05);
+  };
   const pairs = [['ink', 'card'], ['ink', 'ground'], ['ink', 'mark'], ['ink', 'first-soft'], ['muted', 'card'],
-    ['muted', 'ground'], ['muted', 'first-soft'], ['first', 'card'], ['second', 'card'], ['good', 'card'], ['bad', 'card']];
+    ['muted', 'ground'], ['muted', 'first-soft'], ['first', 'card'], ['second', 'card'],
+    ['good', 'card'], ['bad', 'card']];
   return Object.fromEntries(pairs.map(([a, b]) => [a + ' on ' + b, ratio(a, b)]));
 })()"""
 
