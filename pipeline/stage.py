@@ -1,8 +1,8 @@
 """What all six stages share: validate first, report last, errors in words, W&B watching.
 
-    with stage("clean", params_file) as job:
-        report = cleaning.clean(job.params.clean, RAW, CLEAN)
-        job.finish(report, wrote=[CLEAN], summary="21,560 documents")
+with stage("clean", params_file) as job:
+    report = cleaning.clean(job.params.clean, RAW, CLEAN)
+    job.finish(report, wrote=[CLEAN], summary="21,560 documents")
 """
 
 import json

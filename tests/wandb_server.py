@@ -15,7 +15,7 @@ against its MD5, and shows nothing before the commit.
         server.fault(403, only="CreateArtifact") # operations and paths that match this pattern
 """
 
-# ruff: noqa: N802, N815 - methods are named as the operations are
+
 
 import base64
 import gzip
