@@ -110,16 +110,41 @@ def _rotate(x_BTXD: Tensor, cos_BT1D: Tensor, sin_BT1D: Tensor) -> Tensor:
 
 
 def _feed_forward(mlp: nn.Module, x_BTC: Tensor) -> Tensor:
-    alone = x_BTC.shape[:2] == (1, 1) and x_BTC.device.type == "cpu"
-    return _one_token(mlp, x_BTC) if alone and isinstance(mlp, MoE) else mlp(x_BTC)
+    if x_BTC.size(1) > 1 or x_BTC.device.type != "cpu" or not isinstance(mlp, MoE):
+        return mlp(x_BTC)
+    y_BTC = (_one_token if x_BTC.size(0) == 1 else _few_tokens)(mlp, x_BTC[:, 0])[:, None]
+    return y_BTC if mlp.shared_experts is None else y_BTC + mlp.shared_experts(x_BTC)
 
 
-def _one_token(moe: MoE, x_11C: Tensor) -> Tensor:
-    """The expert layer for a single token on the CPU: its experts in turn, without the sorting that many need."""
-    x_1C = x_11C[0]
+def _one_token(moe: MoE, x_1C: Tensor) -> Tensor:
+    """The routed experts of a single token in turn: there is nothing to sort."""
     weight_1K, index_1K, *_ = moe.gate(x_1C)
     y_1C = torch.zeros_like(x_1C)
-    for weight, expert in zip((weight_1K[0] * moe.routed_scaling_factor).tolist(), index_1K[0].tolist(), strict=True):
+    for weight, expert in zip(weight_1K[0].tolist(), index_1K[0].tolist(), strict=True):
         gate_1I, up_1I = F.linear(x_1C, moe.gate_up_EJC[expert]).chunk(2, -1)
-        y_1C.add_(F.linear(F.silu(gate_1I) * up_1I, moe.down_ECI[expert]), alpha=weight)
-    return y_1C[None] if moe.shared_experts is None else y_1C[None] + moe.shared_experts(x_11C)
+        h_1I = F.silu(gate_1I).mul_(up_1I)
+        y_1C.add_(F.linear(h_1I, moe.down_ECI[expert]), alpha=weight * moe.routed_scaling_factor)
+    return y_1C
+
+
+def _few_tokens(moe: MoE, x_NC: Tensor) -> Tensor:
+    """The routed experts of a token of each row, sorted by Python, which is quicker for so few.
+
+    N tokens, K experts of each, S = N·K visits sorted by expert, M those of one, I an expert's width.
+    """
+    weight_NK, index_NK, *_ = moe.gate(x_NC)
+    visits: dict[int, list[int]] = {}
+    for visit, expert in enumerate(index_NK.flatten().tolist()):
+        visits.setdefault(expert, []).append(visit)
+    order_S = torch.tensor([visit for of_expert in visits.values() for visit in of_expert])
+    token_S = order_S // index_NK.size(1)
+    x_SC = x_NC[token_S]
+    y_SC = torch.empty_like(x_SC)
+    begin = 0
+    for expert, of_expert in visits.items():
+        end = begin + len(of_expert)
+        gate_MI, up_MI = F.linear(x_SC[begin:end], moe.gate_up_EJC[expert]).chunk(2, -1)
+        torch.mm(F.silu(gate_MI).mul_(up_MI), moe.down_ECI[expert].T, out=y_SC[begin:end])
+        begin = end
+    weight_S1 = weight_NK.to(x_NC.dtype).flatten()[order_S, None] * moe.routed_scaling_factor
+    return torch.zeros_like(x_NC).index_add_(0, token_S, y_SC.mul_(weight_S1))
