@@ -5,6 +5,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import litgpt.generate.base
 import pytest
 import torch
 from hypothesis import given, settings
@@ -86,6 +87,24 @@ def test_greedy_equals_transformers_token_for_token(any_kind: Generator, tmp_pat
 def test_a_hugging_face_folder_and_its_litgpt_folder_give_the_same_text(generator: Generator, tmp_path: Path) -> None:
     to_huggingface(generator.model, generator.tokenizer_folder, tmp_path / "hf", "float32", 10**9)
     assert Generator.open(tmp_path / "hf").generate(PROMPTS, GREEDY) == generator.generate(PROMPTS, GREEDY)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "dense", "sigmoid"])  # litgpt has no experts in every other layer
+def test_litgpt_generate_runs_on_the_folder_and_says_the_same(
+    work: Path, parameters: params.Params, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    plain = _made(parameters, tmp_path / "litgpt", work / "data/tokenizer", **KINDS[kind])
+    ours = plain.generate(["Once upon a time"], Sampling(temperature=0, max_new_tokens=12))[0].text
+    capsys.readouterr()
+    litgpt.generate.base.main(
+        tmp_path / "litgpt",
+        prompt="Once upon a time",
+        max_new_tokens=12,
+        temperature=0.0,
+        top_p=0.0,
+        precision="32-true",
+    )
+    assert capsys.readouterr().out.strip().endswith(f"Once upon a time{ours}".strip())
 
 
 @torch.inference_mode()
