@@ -15,6 +15,7 @@ from pipeline.corpus.storyteller import stories
 from pipeline.evaluation.generation import Generator
 from pipeline.evaluation.sampling import Sampling
 from pipeline.model import build, checkpoint_folder
+from tests.wandb_server import ENTITY, WandbServer
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +69,26 @@ def test_several_prompts_are_printed_with_a_blank_line_between(checkpoint: Path)
     first, second = Generator.open(checkpoint).generate(["The dog", "A cat"], Sampling(temperature=0, max_new_tokens=3))
     assert (code, out) == (0, f"The dog{first.text}\n\nA cat{second.text}\n")
     assert err.startswith("[6 tokens, ")
+
+
+def test_generate_takes_a_wandb_artifact(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    options = ("--prompt", "The dog", "--max-new-tokens", 5, "--device", "cpu", "--json")
+    with WandbServer() as server:
+        for name, value in (server.environment | {"WANDB_MODE": "online"}).items():
+            monkeypatch.setenv(name, value)
+        for place in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+            monkeypatch.setenv(place, str(tmp_path))
+        with wandb.init(project="stories", dir=tmp_path) as run:
+            artifact = wandb.Artifact("model", "model")
+            artifact.add_dir(str(checkpoint))
+            run.log_artifact(artifact).wait()
+        found = moe("generate", "--checkpoint", f"{ENTITY}/stories/model:latest", *options)
+        absent = moe("generate", "--checkpoint", f"{ENTITY}/stories/nothing:v3", *options)
+        wandb.teardown()
+    assert found[:2] == moe("generate", "--checkpoint", checkpoint, *options)[:2]
+    assert found[0] == 0 and absent[0] == 2 and "nothing:v3" in absent[2]
 
 
 @pytest.mark.parametrize(
