@@ -1,7 +1,7 @@
 """Train the model on data/tokens into models/litgpt, going on where a stopped run of the same parameters was."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,12 @@ def main(
     from pipeline.training import launch, loop
     from pipeline.training.interruption import Interrupted
 
-    places = {"runs": RUNS, "live": REPORTS / "live", "plots": REPORTS / "plots" / "train", "resume": resume}
+    places: dict[str, Any] = {
+        "runs": RUNS,
+        "live": REPORTS / "live",
+        "plots": REPORTS / "plots" / "train",
+        "resume": resume,
+    }
     if launch.rank():  # another process of the same run: it computes, rank 0 reports
         try:
             loop.train(params.load(params_file), TOKENS, TOKENIZER, CHECKPOINT, **places)

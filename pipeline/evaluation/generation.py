@@ -134,7 +134,7 @@ class Generator:
         """The tokens of a text, markers spelt out; UserError where a character has none."""
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         unknown = self.tokenizer.token_to_id(getattr(self.tokenizer.model, "unk_token", None) or "")
-        written = set()
+        written: set[int] = set()
         for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if token != unknown:
                 written.update(range(begin, end))

@@ -7,7 +7,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.params import Train
@@ -56,14 +56,15 @@ def fabric_for(train: Train, device: str) -> Fabric:
     return Fabric(accelerator=device, devices=train.devices, num_nodes=train.num_nodes, strategy=strategy, **precision)
 
 
-def _shard(module: nn.Module, mesh: Any) -> nn.Module:
+def _shard(module: nn.Module, mesh: Any) -> Any:
     """FSDP2: each transformer block gathers its weights when it runs; the rest is gathered at the root."""
     from litgpt.model import Block
     from torch.distributed.fsdp import fully_shard
 
     for block in [m for m in module.modules() if isinstance(m, Block)]:
         fully_shard(block, mesh=mesh["data_parallel"])
-    return fully_shard(module, mesh=mesh["data_parallel"])
+    fully_shard(module, mesh=mesh["data_parallel"])  # in place
+    return module
 
 
 def rank() -> int:
@@ -72,6 +73,15 @@ def rank() -> int:
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return 0
+
+
+def reduced(fabric: Fabric, tensor: Tensor, how: str) -> Tensor:
+    """The mean, sum or max of the ranks' tensors; a wait for the device where there are several ranks."""
+    if fabric.world_size == 1:
+        return tensor
+    result = fabric.all_reduce(tensor, reduce_op=how)
+    assert isinstance(result, Tensor)
+    return result
 
 
 def end_children(fabric: Fabric) -> None:

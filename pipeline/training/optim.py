@@ -34,14 +34,15 @@ class Muon(torch.optim.Muon):
         super().__init__(flat, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]  # type: ignore[override]  # torch overloads it
         for source, matrices in zip(self._sources, self._matrices, strict=True):
             if source.grad is not None:
                 grads = source.grad.flatten(0, -3).unbind() if source.ndim > 2 else [source.grad]
                 for matrix, grad in zip(matrices, grads, strict=True):
                     matrix.grad = grad
-        super().step(closure)
+        loss = super().step(closure)
         super().zero_grad(set_to_none=True)  # the views only; the model's own gradients are the loop's
+        return loss
 
 
 def build(model: nn.Module, chosen: params.Optimizer, device: torch.device) -> list[torch.optim.Optimizer]:

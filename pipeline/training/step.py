@@ -134,10 +134,10 @@ class Window:
 
     def read(self, fabric: Fabric) -> Reading:
         """Everything since the last reading; every rank must call it."""
-        sums = fabric.all_reduce(self._sums, reduce_op="mean") if fabric.world_size > 1 else self._sums
+        sums: Any = fabric.all_reduce(self._sums, reduce_op="mean") if fabric.world_size > 1 else self._sums
         lm, balance, z, norm, good, bad, _, most, first = torch.cat([sums, self._row]).tolist()
-        mean = [v / good if good else float("nan") for v in (lm, balance, z, norm)]
-        reading = Reading(self.steps, *mean, int(bad), int(most), int(first), self._routing.read())
+        lm, balance, z, norm = (v / good if good else float("nan") for v in (lm, balance, z, norm))
+        reading = Reading(self.steps, lm, balance, z, norm, int(bad), int(most), int(first), self._routing.read())
         self._row[1] = self._row[0]
         self._clear()
         return reading
