@@ -72,6 +72,13 @@ def opened(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def forget_after(folder: Path, step: int) -> None:
+    """Remove what a run that begins again at `step` makes anew; it would pass for newer than the run itself."""
+    for path in _steps(folder):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+
+
 def is_finished(folder: Path) -> bool:
     """Whether the run of these checkpoints went to its end."""
     try:
@@ -148,7 +155,7 @@ def _whole(tensor: Tensor) -> Tensor:
     return full.detach().to("cpu", copy=True)
 
 
-def _laid_out_as(target: Tensor, value: Tensor) -> Tensor:
+def _laid_out_as(target: Any, value: Tensor) -> Tensor:
     if not hasattr(target, "device_mesh"):
         return value
     from torch.distributed.tensor import distribute_tensor

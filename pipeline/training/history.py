@@ -16,7 +16,6 @@ from pipeline import tracking
 from pipeline.files import written_whole
 from pipeline.model.routing import RoutingStats
 
-
 COLUMNS = (
     *("step", "tokens", "seconds", "loss", "val_loss", "lm_loss", "balance_loss", "z_loss", "lr", "grad_norm"),
     *("tokens_per_second", "mfu", "load_entropy", "max_violation", "dead_experts", "router_confidence", "bad_steps"),
@@ -111,7 +110,9 @@ def plots_of(history: History, layers: list[list[int]], into: Path) -> None:
     with written_whole(into) as partial:
         partial.mkdir()
         with (partial / "loss.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["step", "tokens", "loss", "val_loss", "lr"], extrasaction="ignore")
+            writer = csv.DictWriter(
+                file, ["step", "tokens", "loss", "lm_loss", "val_loss", "lr"], extrasaction="ignore"
+            )
             writer.writeheader()
             writer.writerows(history.rows)
         figure = Figure(figsize=(7, 4), layout="constrained")

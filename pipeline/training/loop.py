@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from litgpt.model import Block
-from torch.utils.checkpoint import checkpoint as recomputed
 
 from pipeline import console, tracking
 from pipeline.errors import UserError
@@ -24,6 +22,7 @@ from pipeline.training.compiling import Compiling
 from pipeline.training.gate import Gate
 from pipeline.training.history import History, plots_of
 from pipeline.training.interruption import Interrupted, Interruption
+from pipeline.training.recompute import recompute_blocks
 from pipeline.training.step import Objective, Reading, Step
 
 _SHARE_OF_PEAK = {"cpu": 0.35, "cuda": 0.3, "mps": 0.25}  # for the estimate before anything was measured
@@ -37,7 +36,7 @@ def train(
     *,
     runs: Path,
     live: Path,
-    plots: Path,
+    plots: Path | None,
     run: tracking.Run | None = None,
     resume: str = "auto",
 ) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def train(
     """
     device = launch.device_of(params.train)
     planned = plan.make(params, tokens, tokenizer)
-    begin = None
+    begin: Any = None
     if launch.rank() == 0:
         plan.remarks(planned, params)
         begin = resumption.find(params, tokens, tokenizer, runs, resume)
@@ -97,7 +96,7 @@ class _Trainer:
         compiled = self._restore() if begin.checkpoint else False
         self.first = self.done
         self.compiling = Compiling(self.gpt, self.config.compile, fabric.device, compiled)
-        self._resumed_at = time.perf_counter()
+        self._resumed_at: float | None = None  # while the loop runs
 
     # --- what is trained ----------------------------------------------------------------------------------------------
 
@@ -108,14 +107,17 @@ class _Trainer:
         if config.initial_checkpoint and self.begin.checkpoint is None:
             _take_weights(gpt, Path(config.initial_checkpoint))
         if config.activation_checkpointing:
-            for block in [module for module in gpt.modules() if isinstance(module, Block)]:
-                block.forward = _Recomputed(block.forward)
+            recompute_blocks(gpt)
         return gpt
 
-    def run(self, into: Path, tokenizer: Path, live: Path, plots: Path, tracker: tracking.Run | None) -> dict[str, Any]:
+    def run(
+        self, into: Path, tokenizer: Path, live: Path, plots: Path | None, tracker: tracking.Run | None
+    ) -> dict[str, Any]:
         """Train to the end, save the model, return the report."""
-        chief = self.fabric.is_global_zero
-        self.history = History(self.begin.folder, live, tracker, self.done) if chief else None
+        self.history: History | None = None
+        if self.fabric.is_global_zero:
+            checkpoint.forget_after(self.begin.folder, self.done)
+            self.history = History(self.begin.folder, live, tracker, self.done)
         self.peak, self.peak_origin = hardware.peak_flops(self.fabric.device, self.config.precision)
         self._announce()
         reason = self._steps()
@@ -126,7 +128,8 @@ class _Trainer:
         checkpoint_folder.save(model, into, tokenizer)
         routing = self.gate.report()
         loads = [layer["tokens_per_expert"] for layer in routing["layers"]]
-        plots_of(self.history, loads, plots)
+        if plots is not None:
+            plots_of(self.history, loads, plots)
         if tracker is not None and loads:
             tracker.log_heatmap("expert load", loads, tokens=self._tokens(), x="expert", y="MoE layer")
         self.history.close()
@@ -167,6 +170,7 @@ class _Trainer:
                     reason = self._stop_reason()
                 if reason is None and self.done % config.checkpoint_every == 0:
                     self._pause(self._save)
+        self._elapsed, self._resumed_at = self.elapsed, None
         return reason
 
     def _stop_reason(self) -> str | None:
@@ -190,7 +194,8 @@ class _Trainer:
         """The largest of the ranks' values."""
         if self.fabric.world_size == 1:
             return int(value)
-        return int(self.fabric.all_reduce(torch.tensor(int(value), device=self.fabric.device), reduce_op="max"))
+        largest: Any = self.fabric.all_reduce(torch.tensor(int(value), device=self.fabric.device), reduce_op="max")
+        return int(largest)
 
     def _pause(self, work: Any) -> Any:
         """Do what is no training; it does not count in the window's tokens per second."""
@@ -204,7 +209,7 @@ class _Trainer:
         """Loss on the val samples that `eval_samples` asks for, nats a token."""
         config, fabric = self.config, self.fabric
         self.module.eval()
-        total = torch.zeros(2, device=fabric.device)
+        total: Any = torch.zeros(2, device=fabric.device)
         for tokens_BS in data.spread(
             self.plan.val, config.eval_samples, fabric.global_rank, fabric.world_size, config.micro_batch_size
         ):
@@ -213,7 +218,7 @@ class _Trainer:
                 [loss.float() * len(tokens_BS), torch.tensor(float(len(tokens_BS)), device=loss.device)]
             )
         self.module.train()
-        total = fabric.all_reduce(total, reduce_op="sum") if fabric.world_size > 1 else total
+        total = launch.reduced(fabric, total, "sum")
         return float(total[0] / total[1])
 
     # --- what is told -------------------------------------------------------------------------------------------------
@@ -230,10 +235,11 @@ class _Trainer:
         tokens = steps * self.plan.tokens_per_step
         rate = self.peak * world * _SHARE_OF_PEAK[self.fabric.device.type]
         device = str(self.fabric.device) if world == 1 else f"{world} × {self.fabric.device.type}"
+        size = f"{count.total / 1e6:,.2f} M parameters ({count.active / 1e6:,.2f} M active)"
+        to_go = f"{tokens:,} tokens to go ({steps:,} steps of {self.plan.tokens_per_step:,})"
         console.say(
-            f"train: {count.total / 1e6:,.2f} M parameters ({count.active / 1e6:,.2f} M active), {tokens:,} tokens to go "
-            f"({steps:,} steps of {self.plan.tokens_per_step:,}), {self.plan.epochs:.2f} epochs in all, on {device} in "
-            f"{self.config.precision}; about {console.duration(tokens * self.plan.flops_per_token / rate)}"
+            f"train: {size}, {to_go}, {self.plan.epochs:.2f} epochs in all, on {device} in {self.config.precision}; "
+            f"about {console.duration(tokens * self.plan.flops_per_token / rate)}"
         )
 
     def _log(self, lr: float, val_loss: float | None) -> None:
@@ -280,9 +286,9 @@ class _Trainer:
         raise UserError(
             f"the gradient was not finite (nan or inf) in {in_row} steps in a row, from step {first} on "
             f"(train.max_bad_steps = {self.config.max_bad_steps}); those steps were left out and the checkpoints in "
-            f"{self.begin.folder} are good. Batch of step {first}: samples {_shortened(samples)} of data/tokens/train. "
-            f"Try a lower train.optimizer.lr (now {self.config.optimizer.lr:g}), a longer warm-up, train.precision bf16-mixed, "
-            f"or train.optimizer.grad_clip below {self.config.optimizer.grad_clip or 1:g}"
+            f"{self.begin.folder} are good. Batch of step {first}: samples {samples} of data/tokens/train. "
+            f"Try a lower train.optimizer.lr (now {self.config.optimizer.lr:g}), a longer warm-up, "
+            f"train.precision bf16-mixed, or train.optimizer.grad_clip below {self.config.optimizer.grad_clip or 1:g}"
         )
 
     def _report(self, reason: str, routing: dict[str, Any]) -> dict[str, Any]:
@@ -315,7 +321,7 @@ class _Trainer:
     @property
     def elapsed(self) -> float:
         """Seconds of training, those before a resumption included."""
-        return self._elapsed + time.perf_counter() - self._resumed_at
+        return self._elapsed + (0.0 if self._resumed_at is None else time.perf_counter() - self._resumed_at)
 
     def _tokens(self) -> int:
         return self.done * self.plan.tokens_per_step
@@ -377,18 +383,6 @@ class _Trainer:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Recomputed:
-    """A block's forward whose activations are not kept but computed again in backward (Chen et al. 2016)."""
-
-    def __init__(self, forward: Any) -> None:
-        self._forward = forward
-
-    def __call__(self, *args: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return self._forward(*args)
-        return recomputed(self._forward, *args, use_reentrant=False, preserve_rng_state=False)
-
-
 def _take_weights(gpt: build.MoEGPT, folder: Path) -> None:
     """Begin with the weights of a litgpt folder. Raises UserError where it holds another architecture."""
     other = checkpoint_folder.load(folder)
@@ -400,8 +394,3 @@ def _take_weights(gpt: build.MoEGPT, folder: Path) -> None:
             f"{k}: {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs.get(k) and k != "name"
         ]
         raise UserError(f"train.initial_checkpoint = {folder} is of another model: {'; '.join(differing)}") from None
-
-
-def _shortened(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:8]))
-    return f"{shown}, … ({len(numbers)} in all)" if len(numbers) > 8 else shown

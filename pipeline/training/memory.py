@@ -35,7 +35,7 @@ class Memory:
 
 
 def count(model: Model, train: Train, n_parameters: int, rows: int) -> Memory:
-    """What a step needs at its peak; `rows` of the head. The state is exact, activations within some ten percent."""
+    """What a step needs at its peak; `rows` of the head. The state is exact, activations an upper bound."""
     weight = 2 if train.precision == "bf16-true" else 4
     # adamw8bit: two moments of a byte, and a float32 scale for each block of 256. muon: one moment, for most weights.
     optimizer = {"adamw": 2 * weight, "muon": weight, "adamw8bit": 2 + 2 * 4 / 256}[train.optimizer.name]

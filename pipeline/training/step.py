@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.model.build import MoEGPT, documents
 from pipeline.model.routing import Routing, RoutingStats, RoutingTotals, routing
 from pipeline.params import Train
-from pipeline.training import losses, optim
+from pipeline.training import launch, losses, optim
 
 
 class Parts(NamedTuple):
@@ -134,7 +134,7 @@ class Window:
 
     def read(self, fabric: Fabric) -> Reading:
         """Everything since the last reading; every rank must call it."""
-        sums: Any = fabric.all_reduce(self._sums, reduce_op="mean") if fabric.world_size > 1 else self._sums
+        sums = launch.reduced(fabric, self._sums, "mean")
         lm, balance, z, norm, good, bad, _, most, first = torch.cat([sums, self._row]).tolist()
         lm, balance, z, norm = (v / good if good else float("nan") for v in (lm, balance, z, norm))
         reading = Reading(self.steps, lm, balance, z, norm, int(bad), int(most), int(first), self._routing.read())

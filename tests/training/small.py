@@ -28,14 +28,16 @@ def tiny(model: dict[str, Any] | None = None, optimizer: dict[str, Any] | None =
     return params.validate(raw)
 
 
-def run(corpus: Path, out: Path, parameters: params.Params, resume: str = "auto") -> dict[str, Any]:
+def run(
+    corpus: Path, out: Path, parameters: params.Params, resume: str = "auto", plots: bool = False
+) -> dict[str, Any]:
     """Train into out/model, in this process."""
     from pipeline.training import loop
 
     torch.set_num_threads(1)
     return loop.train(
         parameters, corpus / "tokens", corpus / "tokenizer", out / "model",
-        runs=out / "runs", live=out / "live", plots=out / "plots", resume=resume,
+        runs=out / "runs", live=out / "live", plots=out / "plots" if plots else None, resume=resume,
     )  # fmt: skip
 
 

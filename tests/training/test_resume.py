@@ -161,6 +161,14 @@ def test_never_starts_anew(corpus: Path, tmp_path: Path) -> None:
     assert run(corpus, tmp_path, tiny(), resume="never")["resumed_from"] is None
 
 
+def test_going_back_to_an_earlier_checkpoint_forgets_the_later_ones(corpus: Path, tmp_path: Path) -> None:
+    stopped_at(corpus, tmp_path, 9, keep_checkpoints=5)
+    early = folder_of(tmp_path) / "step-00000002"
+    parameters = tiny(keep_checkpoints=5, max_minutes=1e-9)
+    assert run(corpus, tmp_path, parameters, resume=str(early))["steps"] == 2
+    assert [path.name for path in folder_of(tmp_path).glob("step-*")] == ["step-00000002"]
+
+
 def test_a_finished_run_is_not_trained_again(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = run(corpus, tmp_path, tiny())
     before = (tmp_path / "model" / "lit_model.pth").read_bytes()

@@ -1,0 +1,327 @@
+"""Training speed beside litgpt, transformers and a dense model: `python -m benchmarks.train --preset cpu_small`.
+
+Each contender runs in a process of its own on the same tokens, the same batch and the same number of steps; marks are
+set where a contender asks for its next batch. Steady tokens/s leaves out the first half of the steps.
+What litgpt needs to run at all is named under the table.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+PRESETS: dict[str, list[str]] = {
+    "cpu_small": [
+        *("model=moe_tiny", "model.vocab_size=2048", "model.n_layer=6", "model.n_embd=384", "model.n_head=6"),
+        *("model.n_query_groups=6", "model.moe_intermediate_size=512", "model.block_size=256"),
+        *("train.global_batch_size=8", "train.micro_batch_size=8"),
+    ],
+    "moe_30m": ["model=moe_30m", "train.global_batch_size=8", "train.micro_batch_size=8"],
+    "moe_200m": [
+        *("model=moe_200m", "train.global_batch_size=16", "train.micro_batch_size=16", "train.loss_chunk=8192"),
+        "train.precision=bf16-mixed",
+    ],
+}
+CONTENDERS = ("ours", "ours, compiled", "ours, dense twin", "litgpt", "HF Mixtral", "HF Qwen3-MoE")
+NOTES = """
+litgpt: `litgpt.pretrain.main` with `LLaMAMoE` (it always compiles). Worked around: `measure_flops`, which raises on
+MoE, gives 1; `save_checkpoint`, which parses the command line again, does nothing; `max_steps`, which is not kept, is
+given as `max_tokens`. Hugging Face: `experts_implementation="grouped_mm"`, sdpa, AdamW fused, gradient clipping.
+No contender but ours has balancing losses or statistics switched on; ours has both, and writes its metrics.
+"""
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "cpu_small",
+    steps: Annotated[int, typer.Option(help="Optimizer steps of each contender.")] = 60,
+    only: Annotated[list[str] | None, typer.Option(help="Contenders to run; may be repeated.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    child: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run the contenders one after another and print a Markdown table."""
+    if child is not None:
+        _contend(only[0] if only else "ours", child, steps)
+        return
+    with tempfile.TemporaryDirectory(prefix="moe-benchmark-") as place:
+        _prepare(Path(place), PRESETS[preset], steps, device)
+        results = {name: _measured(name, Path(place), steps) for name in only or CONTENDERS}
+        _print(preset, steps, Path(place), results)
+
+
+def _prepare(place: Path, overrides: list[str], steps: int, device: str) -> None:
+    """The parameters, and tokens enough for all steps: bundled stories, a token a byte."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from pipeline import params
+    from pipeline.compose import compose
+    from pipeline.corpus import storyteller, tokenizer, tokens
+
+    settings = [
+        *overrides,
+        *("tokenizer=bytes", f"train.max_steps={steps + 1}", "train.max_tokens=null", "train.eval_every=0"),
+        *("train.eval_samples=1", "train.checkpoint_every=1000000", "train.log_every=10", "train.compile=off"),
+        *("train.routing_gate.action=off", f"train.device={device}", "evaluate.stride=null"),
+    ]
+    compose((place / "params.yaml").resolve(), overrides=settings)
+    parameters = params.load(place / "params.yaml")
+    wanted = (steps + 2) * parameters.train.global_batch_size * parameters.train.block_size
+    texts, size = [], 0
+    for story in storyteller.stories(10**9, seed=0):
+        texts.append(story.text)
+        size += len(story.text)
+        if size > 1.1 * wanted + 100_000:
+            break
+    for split, chosen in (("train", texts[50:]), ("val", texts[:50])):
+        (place / "clean" / split).mkdir(parents=True)
+        pq.write_table(pa.table({"text": chosen}), place / "clean" / split / "part-00000.parquet")
+    tokenizer.build(parameters.tokenizer, place / "clean", place / "tokenizer")
+    tokens.write(parameters.tokenizer, place / "tokenizer", place / "clean", place / "tokens")
+
+
+def _measured(name: str, place: Path, steps: int) -> dict[str, Any]:
+    """What a contender's process has to tell, or why it has nothing."""
+    print(f"{name} …", file=sys.stderr, flush=True)
+    environment = os.environ | {
+        "MOE_BENCHMARK_BEGUN": str(time.time()),
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "disabled",
+    }
+    command = [sys.executable, "-m", "benchmarks.train", "--child", str(place), "--only", name, "--steps", str(steps)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["no words"])[-1][:200]}
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def _print(preset: str, steps: int, place: Path, results: dict[str, dict[str, Any]]) -> None:
+    import torch
+    import transformers
+
+    from pipeline import params
+    from pipeline.model import build
+    from pipeline.training import hardware, launch
+
+    parameters = params.load(place / "params.yaml")
+    device = torch.device(launch.device_of(parameters.train))
+    peak, origin = hardware.peak_flops(device, parameters.train.precision)
+    measured = hardware.gemm_flops(device, torch.float32 if device.type == "cpu" else torch.bfloat16, seconds=2.0)
+    rows = parameters.model.vocab_size or 0
+    count = build.count(parameters.model, rows)
+    flops = count.flops_per_token(parameters.train.block_size)
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    )
+    train = parameters.train
+    print(
+        f"\n{preset}: {count.total / 1e6:.1f} M parameters, {count.active / 1e6:.1f} M active; batch "
+        f"{train.global_batch_size} × {train.block_size}; {train.precision}; {steps} steps; {name}; "
+        f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}.\n"
+        f"GEMM peak measured: {measured / 1e9:,.0f} GFLOP/s; MFU is against {peak / 1e9:,.0f} GFLOP/s ({origin}).\n"
+    )
+    print(f"| | tokens/s | MFU | memory, GB | first step done, s | {steps} steps done, s |\n|---|---|---|---|---|---|")
+    for contender, r in results.items():
+        if "error" in r:
+            print(f"| {contender} | failed: {r['error']} | | | | |")
+            continue
+        utilisation = r["tokens_per_second"] * r.get("flops_per_token", flops) / peak
+        print(
+            f"| {contender} | {r['tokens_per_second']:,.0f} | {utilisation:.1%} | {r['memory'] / 1e9:.2f} | "
+            f"{r['first']:.1f} | {r['all']:.1f} |"
+        )
+    print(NOTES)
+
+
+# --- in a contender's process -----------------------------------------------------------------------------------------
+
+
+class _Marks:
+    """When each batch was asked for, on the device's clock: a GPU is waited for at the marks that count."""
+
+    def __init__(self, steps: int) -> None:
+        self._waits = {1, steps // 2, steps}
+        self.times: list[float] = []
+
+    def asked(self) -> None:
+        import torch
+
+        if torch.cuda.is_available() and len(self.times) in self._waits:
+            torch.cuda.synchronize()
+        self.times.append(time.time())
+
+    def result(self, steps: int, tokens_per_step: int) -> dict[str, Any]:
+        import torch
+
+        begun, half = float(os.environ["MOE_BENCHMARK_BEGUN"]), steps // 2
+        rate = (steps - half) * tokens_per_step / (self.times[steps] - self.times[half])
+        memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident_peak()
+        return {
+            "tokens_per_second": rate,
+            "first": self.times[1] - begun,
+            "all": self.times[steps] - begun,
+            "memory": memory,
+        }
+
+
+def _resident_peak() -> int:
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
+
+
+def _contend(name: str, place: Path, steps: int) -> None:
+    from pipeline import params
+
+    parameters = params.load(place / "params.yaml")
+    marks = _Marks(steps)
+    extra: dict[str, Any] = {}
+    if name.startswith("ours"):
+        extra = _ours(name, parameters, place, marks)
+    elif name == "litgpt":
+        _litgpt(parameters, place, marks, steps)
+    else:
+        _huggingface(parameters, place, marks, steps, qk_norm="Qwen3" in name)
+    tokens_per_step = parameters.train.global_batch_size * parameters.train.block_size
+    print(json.dumps(marks.result(steps, tokens_per_step) | extra))
+
+
+def _ours(name: str, parameters: Any, place: Path, marks: _Marks) -> dict[str, Any]:
+    from pipeline.training import data, loop
+
+    if "compiled" in name:
+        parameters = parameters.model_copy(update={"train": parameters.train.model_copy(update={"compile": "on"})})
+    if "twin" in name:
+        parameters = parameters.model_copy(update={"model": parameters.model.model_copy(update={"twin": "active"})})
+    read, micro_batches, asked = data.Samples.__getitems__, parameters.train.accumulation, 0
+
+    def noted(self: data.Samples, positions: list[int]) -> Any:
+        nonlocal asked
+        if self._seed is not None:  # not for val
+            if asked % micro_batches == 0:
+                marks.asked()
+            asked += 1
+        return read(self, positions)
+
+    data.Samples.__getitems__ = noted  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory(dir=place) as out:
+        here = Path(out)
+        report = loop.train(
+            parameters, place / "tokens", place / "tokenizer", here / "model",
+            runs=here / "runs", live=here / "live", plots=None, resume="never",
+        )  # fmt: skip
+    return {"flops_per_token": report["flops_per_token"]}
+
+
+def _batches(parameters: Any, place: Path, marks: _Marks) -> Iterator[Any]:
+    """The same global batches that our loop reads, one micro batch at a time."""
+    from pipeline.training import data
+
+    train = parameters.train
+    samples = data.Samples(place / "tokens" / "train", train.block_size, train.seed)
+    step = 0
+    while True:
+        marks.asked()
+        for positions in data.positions(train, step, 0, 1):
+            yield samples.__getitems__(positions)
+        step += 1
+
+
+def _litgpt(parameters: Any, place: Path, marks: _Marks, steps: int) -> None:
+    import contextlib
+
+    from lightning.fabric import Fabric
+    from litgpt import pretrain
+    from litgpt.args import EvalArgs, TrainArgs
+    from litgpt.data import DataModule
+    from torch.utils.data import DataLoader, IterableDataset
+
+    from pipeline.model import build
+    from pipeline.training import launch
+
+    train, optimizer = parameters.train, parameters.train.optimizer
+
+    class Stream(IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Iterator[Any]:
+            return _batches(parameters, place, marks)
+
+    class Tokens(DataModule):
+        def connect(self, *args: Any, **kwargs: Any) -> None: ...
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(Stream(), batch_size=None)
+
+        def val_dataloader(self) -> Any:
+            one: Any = [next(_batches(parameters, place, _Marks(2)))]
+            return DataLoader(one, batch_size=None)
+
+    pretrain.measure_flops = lambda *_: 1.0
+    pretrain.save_checkpoint = lambda *_: None
+    device = launch.device_of(train)
+    precision: Any = train.precision
+    fabric = Fabric(accelerator=device, devices=1, precision=precision)
+    arguments = TrainArgs(
+        save_interval=None, log_interval=10, global_batch_size=train.global_batch_size,
+        micro_batch_size=train.micro_batch_size, max_tokens=steps * train.global_batch_size * train.block_size,
+        max_seq_length=train.block_size, max_norm=optimizer.grad_clip, lr_warmup_steps=3,
+        tie_embeddings=parameters.model.tie_embeddings,
+    )  # fmt: skip
+    settings = {"lr": optimizer.lr, "betas": list(optimizer.betas), "weight_decay": optimizer.weight_decay}
+    with contextlib.redirect_stdout(sys.stderr):
+        fabric.launch()
+        pretrain.main(
+            fabric=fabric, devices=1, seed=train.seed, initial_checkpoint_dir=None, resume=False,
+            config=build.config(parameters.model, parameters.model.vocab_size), data=Tokens(),
+            out_dir=place / "litgpt", tokenizer_dir=None, tokenizer=None, train=arguments,
+            eval=EvalArgs(interval=10**9, max_iters=1, initial_validation=False, final_validation=False),
+            optimizer={"class_path": "torch.optim.AdamW", "init_args": settings},
+        )  # fmt: skip
+
+
+def _huggingface(parameters: Any, place: Path, marks: _Marks, steps: int, qk_norm: bool) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from pipeline.model import stock
+    from pipeline.training import launch
+
+    model, train, chosen = parameters.model, parameters.train, parameters.train.optimizer
+    if qk_norm:
+        model = model.model_copy(update={"norm_qk": True})
+    device = torch.device(launch.device_of(train))
+    torch.manual_seed(train.seed)
+    config = stock.stock_config(model, model.intermediate_size, model.vocab_size)
+    network = AutoModelForCausalLM.from_config(
+        config, experts_implementation="grouped_mm", attn_implementation="sdpa", dtype=torch.float32
+    ).to(device)
+    network.train()
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=chosen.lr, betas=chosen.betas, weight_decay=chosen.weight_decay, fused=True
+    )
+    batches = _batches(parameters, place, marks)
+    for _ in range(steps):
+        for _ in range(train.accumulation):
+            tokens_BS = next(batches).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16-mixed"):
+                logits_BTV = network(tokens_BS[:, :-1], use_cache=False).logits
+                loss = torch.nn.functional.cross_entropy(logits_BTV.float().flatten(0, 1), tokens_BS[:, 1:].flatten())
+            (loss / train.accumulation).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), chosen.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    next(batches)
+
+
+if __name__ == "__main__":
+    app()
