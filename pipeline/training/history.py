@@ -50,7 +50,7 @@ class History:
             self._experts.add({"step": row["step"], "layer": i, **numbers})
             of_layers |= {f"layer_{i}/{name}": value for name, value in numbers.items()}
         self._show(row)
-        self._live.sync()
+        self._live.make_summary()  # not sync(): it reads all the history again each time
         if self._run is not None:
             shown = {k: float(v) for k, v in (row | of_layers).items() if k not in ("step", "tokens")}
             self._run.log(shown, tokens=int(row["tokens"]))
