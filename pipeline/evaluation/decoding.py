@@ -11,6 +11,7 @@ S slots of the cache, L layers.
 
 import torch
 import torch.nn.functional as F
+from litgpt.model import RMSNorm
 from torch import Tensor, nn
 
 from pipeline.model.build import MoEGPT
@@ -23,6 +24,8 @@ class Decoder:
     def __init__(self, model: MoEGPT) -> None:
         self._model = model.eval()
         self._attention = [block.attn for block in model.transformer.h]
+        left, right = model.sin.chunk(2, -1)
+        self._sin = torch.cat((-left, right), -1)  # of each half for the other, see `_rotate`
 
     @torch.inference_mode()
     def begin(self, ids: list[list[int]], room: int) -> Tensor:
@@ -56,15 +59,15 @@ class Decoder:
         slot_T = torch.arange(begin, self._slot, device=idx_BT.device)
         if self._ragged:
             position_BT = (slot_T - self._empty_B[:, None]).clamp(min=0)
-            cos_BT1D, sin_BT1D = model.cos[position_BT][:, :, None], model.sin[position_BT][:, :, None]
+            cos_BT1D, sin_BT1D = model.cos[position_BT][:, :, None], self._sin[position_BT][:, :, None]
         else:
-            cos_BT1D, sin_BT1D = (table[None, begin : self._slot, None] for table in (model.cos, model.sin))
+            cos_BT1D, sin_BT1D = (table[None, begin : self._slot, None] for table in (model.cos, self._sin))
         mask = self._mask(slot_T)
         x_BTC = model.transformer.wte(idx_BT)
         for layer, block in enumerate(model.transformer.h):
-            x_BTC = x_BTC + self._attend(layer, block.norm_1(x_BTC), cos_BT1D, sin_BT1D, begin, mask)
-            x_BTC = x_BTC + _feed_forward(block.mlp, block.norm_2(x_BTC))
-        return model.lm_head(model.transformer.ln_f(x_BTC[:, -1]))
+            x_BTC = x_BTC + self._attend(layer, _norm(block.norm_1, x_BTC), cos_BT1D, sin_BT1D, begin, mask)
+            x_BTC = x_BTC + _feed_forward(block.mlp, _norm(block.norm_2, x_BTC))
+        return model.lm_head(_norm(model.transformer.ln_f, x_BTC[:, -1]))
 
     def _mask(self, slot_T: Tensor) -> Tensor | None:
         """[B, 1, T, S'] or None: True where a token may look. An empty slot may look at itself, so that none is NaN."""
@@ -85,7 +88,7 @@ class Decoder:
         qk_BTXD, v_BTGD = qkv_BTXD.split((n_head + n_group, n_group), 2)
         if config.norm_qk:
             q_BTHD, k_BTGD = qk_BTXD.split((n_head, n_group), 2)
-            qk_BTXD = torch.cat((attention.norm_q(q_BTHD), attention.norm_k(k_BTGD)), 2)
+            qk_BTXD = torch.cat((_norm(attention.norm_q, q_BTHD), _norm(attention.norm_k, k_BTGD)), 2)
         q_BTHD, k_BTGD = _rotate(qk_BTXD, cos_BT1D, sin_BT1D).split((n_head, n_group), 2)
         end = begin + n_new
         k_BGSD, v_BGSD = self._key_LBGSD[layer, :, :, :end], self._value_LBGSD[layer, :, :, :end]
@@ -102,11 +105,15 @@ class Decoder:
         return attention.proj(y_BTC)
 
 
+def _norm(norm: RMSNorm, x: Tensor) -> Tensor:
+    """The norm in one operator: a step of one token is so short that calls count."""
+    return F.rms_norm(x.float(), norm.weight.shape, norm.weight.float(), norm.eps).to(x.dtype)
+
+
 def _rotate(x_BTXD: Tensor, cos_BT1D: Tensor, sin_BT1D: Tensor) -> Tensor:
-    """Rotary embedding of halves, as litgpt's apply_rope: computed in float32, given back in the dtype of x."""
-    left, right = x_BTXD.chunk(2, -1)
-    turned_BTXD = torch.cat((-right, left), -1)
-    return torch.addcmul(x_BTXD * cos_BT1D, turned_BTXD, sin_BT1D).to(x_BTXD.dtype)
+    """Rotary embedding of halves, (x1, x2) to (x1·cos - x2·sin, x2·cos + x1·sin), computed in float32."""
+    swapped_BTXD = x_BTXD.roll(x_BTXD.size(-1) // 2, -1)
+    return torch.addcmul(x_BTXD * cos_BT1D, swapped_BTXD, sin_BT1D).to(x_BTXD.dtype)
 
 
 def _feed_forward(mlp: nn.Module, x_BTC: Tensor) -> Tensor:
@@ -119,12 +126,11 @@ def _feed_forward(mlp: nn.Module, x_BTC: Tensor) -> Tensor:
 def _one_token(moe: MoE, x_1C: Tensor) -> Tensor:
     """The routed experts of a single token in turn: there is nothing to sort."""
     weight_1K, index_1K, *_ = moe.gate(x_1C)
-    y_1C = torch.zeros_like(x_1C)
+    x_C, y_C = x_1C[0], torch.zeros_like(x_1C[0])
     for weight, expert in zip(weight_1K[0].tolist(), index_1K[0].tolist(), strict=True):
-        gate_1I, up_1I = F.linear(x_1C, moe.gate_up_EJC[expert]).chunk(2, -1)
-        h_1I = F.silu(gate_1I).mul_(up_1I)
-        y_1C.add_(F.linear(h_1I, moe.down_ECI[expert]), alpha=weight * moe.routed_scaling_factor)
-    return y_1C
+        gate_I, up_I = torch.mv(moe.gate_up_EJC[expert], x_C).chunk(2)
+        y_C.addmv_(moe.down_ECI[expert], F.silu(gate_I).mul_(up_I), alpha=weight * moe.routed_scaling_factor)
+    return y_C[None]
 
 
 def _few_tokens(moe: MoE, x_NC: Tensor) -> Tensor:
