@@ -8,7 +8,8 @@ import typer
 from pipeline import console, params
 from pipeline.errors import UserError
 from pipeline.stage import CHECKPOINT, REPORTS, RUNS, TOKENIZER, TOKENS, stage
-from pipeline.training.identity import resume_key
+from pipeline.training.identity import rank, resume_key
+from pipeline.training.interruption import Interrupted
 
 app = typer.Typer(add_completion=False)
 
@@ -24,16 +25,15 @@ def main(
         ),
     ] = "auto",
 ) -> None:
-    from pipeline.training import launch, loop
-    from pipeline.training.interruption import Interrupted
-
     places: dict[str, Any] = {
         "runs": RUNS,
         "live": REPORTS / "live",
         "plots": REPORTS / "plots" / "train",
         "resume": resume,
     }
-    if launch.rank():  # another process of the same run: it computes, rank 0 reports
+    if rank():  # another process of the same run: it computes, rank 0 reports
+        from pipeline.training import loop
+
         try:
             loop.train(params.load(params_file), TOKENS, TOKENIZER, CHECKPOINT, **places)
         except (UserError, Interrupted):
@@ -41,6 +41,8 @@ def main(
         return
     key = resume_key(params_file, TOKENS, TOKENIZER) if resume == "auto" else None
     with stage("train", params_file, resume_key=key) as job:
+        from pipeline.training import loop  # after the parameters were found to be good: it takes seconds
+
         try:
             report = loop.train(job.params, TOKENS, TOKENIZER, CHECKPOINT, run=job.run, **places)
         except Interrupted as interrupted:

@@ -1,10 +1,12 @@
-"""What makes a training run the run that it is: the params, data and code that decide its weights.
+"""What makes a training run the run that it is: the params, data and code that decide its weights; and which process
+of it this one is. Imports no torch.
 
 mine = identity(params, tokens, tokenizer); folder = runs / fingerprint(mine)
 """
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,14 @@ def resume_key(params_file: Path, tokens: Path, tokenizer: Path) -> str | None:
         return fingerprint(identity(load(params_file), tokens, tokenizer))
     except (UserError, OSError):
         return None
+
+
+def rank() -> int:
+    """This process's rank as its environment tells it, before anything was launched; 0 is the one that reports."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
 
 
 def differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:

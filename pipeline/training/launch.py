@@ -1,6 +1,5 @@
 """Where training runs: device, precision and strategy out of params, and the processes that Fabric starts for them."""
 
-import os
 from typing import Any
 
 import torch
@@ -65,14 +64,6 @@ def _shard(module: nn.Module, mesh: Any) -> Any:
         fully_shard(block, mesh=mesh["data_parallel"])
     fully_shard(module, mesh=mesh["data_parallel"])  # in place
     return module
-
-
-def rank() -> int:
-    """This process's rank as its environment tells it, before anything was launched; 0 is the one that reports."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
 
 
 def reduced(fabric: Fabric, tensor: Tensor, how: str) -> Tensor:

@@ -21,6 +21,7 @@ from pipeline.training import checkpoint, data, hardware, launch, memory, optim,
 from pipeline.training.compiling import Compiling
 from pipeline.training.gate import Gate
 from pipeline.training.history import History, plots_of
+from pipeline.training.identity import rank
 from pipeline.training.interruption import Interrupted, Interruption
 from pipeline.training.recompute import recompute_blocks
 from pipeline.training.step import Objective, Reading, Step
@@ -49,7 +50,7 @@ def train(
     device = launch.device_of(params.train)
     planned = plan.make(params, tokens, tokenizer)
     begin: Any = None
-    if launch.rank() == 0:
+    if rank() == 0:
         plan.remarks(planned, params)
         begin = resumption.find(params, tokens, tokenizer, runs, resume)
         if begin.checkpoint is None:
