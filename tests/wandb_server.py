@@ -15,8 +15,6 @@ against its MD5, and shows nothing before the commit.
         server.fault(403, only="CreateArtifact") # operations and paths that match this pattern
 """
 
-
-
 import base64
 import gzip
 import hashlib

@@ -53,11 +53,11 @@ class Being:
         return self.pronouns.his
 
     @property
-    def He(self) -> str:  # noqa: N802 - reads as the word it gives
+    def He(self) -> str:
         return self.pronouns.he.capitalize()
 
     @property
-    def His(self) -> str:  # noqa: N802
+    def His(self) -> str:
         return self.pronouns.his.capitalize()
 
     @property
@@ -167,7 +167,7 @@ class Place:
         return f"{self.preposition} the {self.noun}"
 
     @property
-    def At(self) -> str:  # noqa: N802
+    def At(self) -> str:
         return f"{self.preposition.capitalize()} the {self.noun}"
 
 

@@ -1,6 +1,6 @@
 """`moe plan`: what a training run would take, counted before anything is trained.
 
-    for line in forecast(params, tokens, tokenizer, peak): print(line)
+for line in forecast(params, tokens, tokenizer, peak): print(line)
 """
 
 from collections.abc import Iterator
