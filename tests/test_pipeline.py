@@ -59,8 +59,7 @@ def ran(output: str) -> list[str]:
 
 
 def git(folder: Path, *arguments: str) -> None:
-    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.com"]
-    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+    subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +79,8 @@ def new_clone(folder: Path) -> Path:
     config.write_text(config.read_text("utf-8") + TINY, "utf-8")
     run(folder, "pipeline.compose")
     git(folder, "init", "-q", "-b", "main")
+    git(folder, "config", "user.name", "Test")
+    git(folder, "config", "user.email", "test@example.com")
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "tiny")
     return folder
@@ -180,7 +181,7 @@ def test_the_exported_folder_needs_none_of_our_code(clone, repro, tmp_path):
 
 
 def test_the_reports_can_be_shown_by_dvc(clone, repro):
-    shown = json.loads(run(clone, "dvc", "metrics", "show", "--json", "-q"))
+    shown = json.loads(run(clone, "dvc", "metrics", "show", "--json"))
     assert set(shown[""]["data"]) == {f"reports/{stage}.json" for stage in STAGES}
     run(clone, "dvc", "plots", "show", "-o", "plots_shown")
     assert (clone / "plots_shown" / "index.html").stat().st_size > 1000

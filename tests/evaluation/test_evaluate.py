@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 import torch
 from click.testing import Result
 from typer.testing import CliRunner
@@ -140,10 +141,11 @@ def test_the_stage_writes_its_reports(work: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_stage_names_a_prompt_that_has_no_tokens(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (work / "params.yaml").read_text(encoding="utf-8").replace("- Once upon a time", "- ''")
+    wanted = yaml.safe_load((work / "params.yaml").read_text(encoding="utf-8"))
+    wanted["evaluate"]["prompts"] = ["Once upon a time", ""]
     for name in ("data", "models"):
         (tmp_path / name).symlink_to(work / name)
-    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(wanted), encoding="utf-8")
     done = run_stage(tmp_path, monkeypatch)
     assert done.exit_code == 2
     assert isinstance(done.exception, SystemExit)
