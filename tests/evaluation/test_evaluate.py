@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 import torch
+import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
