@@ -164,6 +164,10 @@ def _rope_scaling(adjust: dict[str, Any]) -> RopeScaling:
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
+        with path.open("rb") as file:
+            begin = file.read(2)
+        if begin and begin != b"PK":  # torch has written zip files since 1.6; what came before is a bare pickle
+            raise UserError(f"{path} is no checkpoint that torch >= 1.6 writes (a zip file); it is not opened")
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; a litgpt checkpoint folder has {WEIGHTS} and {CONFIG}") from None
