@@ -71,18 +71,12 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 CHILD_NAMES = {
-    HE: _words(
-        "Tom Tim Ben Max Sam Leo Jack Noah Finn Theo Dan Joe Kai Omar Luis Ravi Pete Nick Hugo Oscar "
-        "Eli Adam Paul Carl Ivan Liam"
-    ),
-    SHE: _words(
-        "Lily Mia Anna Sue Emma Zoe Lucy Ella Nora Kate Amy Ruby Ivy Jane Tara Lola Maya "
-        "Sara Lena Bea Eva Clara Alice Nina"
-    ),
+    HE: _words("Tom Tim Ben Max Sam Leo Jack Noah"),
+    SHE: _words("Lily Mia Anna Sue Emma Zoe Lucy Ella"),
 }
 ANIMAL_NAMES = {
-    HE: _words("Benny Rusty Pip Bobo Milo Ollie Spike Toby Barney Ziggy Biscuit Gus"),
-    SHE: _words("Coco Daisy Poppy Honey Pearl Dot Luna Tilly Fern Hazel Bella Penny"),
+    HE: _words("Benny Rusty Pip Bobo"),
+    SHE: _words("Coco Daisy Poppy Honey"),
 }
 ANIMAL_KINDS = _words("rabbit fox mouse squirrel hedgehog bear raccoon badger pig kitten puppy lamb monkey")
 ELDERS = tuple(

@@ -138,7 +138,8 @@ def test_fresh_weights_follow_the_seed_and_have_the_stated_spread() -> None:
             continue
         assert not weight.equal(other[name])
         residual = name.endswith(("attn.proj.weight", "shared_experts.proj.weight", "down_ECI"))
-        assert weight.std().item() == pytest.approx(0.02 / 6**0.5 if residual else 0.02, rel=0.1), name
+        expected = weight.size(-1) ** -0.5 * (0.1 if residual else 1)
+        assert weight.std().item() == pytest.approx(expected, rel=0.1), name
 
 
 def test_a_twin_begins_with_the_weights_it_shares() -> None:
