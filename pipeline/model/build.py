@@ -156,12 +156,15 @@ def _cast(gpt: MoEGPT, dtype: torch.dtype) -> MoEGPT:
     return gpt
 
 
+_UNTIED_EMBEDDING_STD = 0.3
+
+
 @torch.no_grad()
 def _initialize(gpt: MoEGPT, seed: int) -> None:
-    """Normal, of the spread that keeps activations at about one: 1/sqrt(inputs), 1/sqrt(C) for embeddings and the head.
+    """Normal, of the spread that keeps activations at about one: 1/sqrt(inputs), and 1/sqrt(C) for a tied embedding.
 
-    What adds to the residual begins at a tenth of that, so that each block at first passes on what it gets. At the
-    widths of small models GPT-2's 0.02 for everything leaves attention flat and learns at half this pace
+    What adds to the residual begins at a tenth of that, so that each block at first passes on what it gets. An embedding
+    of its own begins larger: attention then tells tokens apart early and learns to copy names from the context sooner
     (docs/benchmarks.md). Each weight has a stream of its own, named after it, so that a twin shares the weights it has
     in common.
     """
@@ -171,6 +174,8 @@ def _initialize(gpt: MoEGPT, seed: int) -> None:
             continue
         to_residual = name.endswith(("proj.weight", "down_ECI"))
         std = parameter.size(-1) ** -0.5 * (0.1 if to_residual else 1.0)
+        if name.endswith("wte.weight") and not gpt.params.tie_embeddings:
+            std = _UNTIED_EMBEDDING_STD
         stream = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little", signed=True)
         generator = torch.Generator().manual_seed(stream)
         parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))

@@ -165,7 +165,7 @@ def _experts_cpu_backward(
     weight_S1 = weight_S1.scatter_(0, place_NK.flatten(), weight_NK.flatten())[:, None]
     grad_weight_S = torch.empty_like(weight_S1[:, 0])
     grad_x_SC = torch.empty_like(y_SC)
-    grad_gate_up_EJC, grad_down_ECI = (torch.zeros_like(gate_up_EJC), torch.zeros_like(down_ECI))
+    grad_gate_up_EJC, grad_down_ECI = (torch.empty_like(gate_up_EJC), torch.empty_like(down_ECI))
     for e, begin, end in _slices(end_E):
         if begin == end:
             grad_gate_up_EJC[e].zero_()
