@@ -163,10 +163,9 @@ _UNTIED_EMBEDDING_STD = 0.3
 def _initialize(gpt: MoEGPT, seed: int) -> None:
     """Normal, of the spread that keeps activations at about one: 1/sqrt(inputs), and 1/sqrt(C) for a tied embedding.
 
-    What adds to the residual begins at a tenth of that, so that each block at first passes on what it gets. An embedding
-    of its own begins larger: attention then tells tokens apart early and learns to copy names from the context sooner
-    (docs/benchmarks.md). Each weight has a stream of its own, named after it, so that a twin shares the weights it has
-    in common.
+    What adds to the residual begins at a tenth of that, so that each block at first passes on what it gets. An untied
+    embedding begins larger: attention then tells tokens apart early and learns to copy names from the context sooner
+    (docs/benchmarks.md). Each weight has a stream of its own, named after it, so that a twin shares those it has.
     """
     for name, parameter in gpt.named_parameters():
         if "norm" in name or "ln_f" in name:
