@@ -51,7 +51,7 @@ def test_every_preset_is_valid_or_says_what_it_needs(group, name, tmp_path):
         (["model.n_expert=one"], "model.n_expert = 'one': input should be a valid integer"),
         (["model.n_expert=1"], "model.n_expert_per_token: 2; allowed: 1 to n_expert = 1"),
         (["model.n_head=3"], "model.n_query_groups = 2: must divide n_head = 3; allowed: 1, 3"),
-        (["model.n_head=6"], "model.n_head: 6 does not divide n_embd = 256; allowed: 1, 2, 4, 8"),
+        (["model.n_head=6"], "model.n_head: 6 does not divide n_embd = 128; allowed: 1, 2, 4, 8"),
         (["train.block_size=512"], "train.block_size: 512 is more than the model's context; allowed: 1 to"),
         (["train.device=cpu", "train.precision=16-mixed"], "train.precision: 16-mixed needs a GPU"),
         (["train.global_batch_size=17"], "train.global_batch_size: 17 is no multiple"),
