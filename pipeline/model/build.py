@@ -156,16 +156,13 @@ def _cast(gpt: MoEGPT, dtype: torch.dtype) -> MoEGPT:
     return gpt
 
 
-_UNTIED_EMBEDDING_STD = 0.3
-
-
 @torch.no_grad()
 def _initialize(gpt: MoEGPT, seed: int) -> None:
-    """Normal, of the spread that keeps activations at about one: 1/sqrt(inputs), and 1/sqrt(C) for a tied embedding.
+    """Normal, of the spread that keeps activations at about one: 1/sqrt(inputs), and 1/sqrt(C) for the embedding.
 
-    What adds to the residual begins at a tenth of that, so that each block at first passes on what it gets. An untied
-    embedding begins larger: attention then tells tokens apart early and learns to copy names from the context sooner
-    (docs/benchmarks.md). Each weight has a stream of its own, named after it, so that a twin shares those it has.
+    What adds to the residual begins at a tenth of that, so that each block at first passes on what it gets; what was
+    measured is in docs/benchmarks.md. Each weight has a stream of its own, named after it, so that a twin shares those
+    it has.
     """
     for name, parameter in gpt.named_parameters():
         if "norm" in name or "ln_f" in name:
@@ -173,8 +170,6 @@ def _initialize(gpt: MoEGPT, seed: int) -> None:
             continue
         to_residual = name.endswith(("proj.weight", "down_ECI"))
         std = parameter.size(-1) ** -0.5 * (0.1 if to_residual else 1.0)
-        if name.endswith("wte.weight") and not gpt.params.tie_embeddings:
-            std = _UNTIED_EMBEDDING_STD
         stream = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little", signed=True)
         generator = torch.Generator().manual_seed(stream)
         parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
