@@ -11,8 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def tiny(**changes: Any) -> params.Model:
-    """The default model at small widths, with `changes`."""
+    """The default model at small widths, with tied embeddings and no QK-norm (which is Mixtral), with `changes`."""
     plain = yaml.safe_load((ROOT / "configs/model/moe_tiny.yaml").read_text(encoding="utf-8"))
     plain |= {"block_size": 64, "n_layer": 3, "n_embd": 32, "intermediate_size": 48, "moe_intermediate_size": 32}
-    plain |= {"norm_qk": False, "tie_embeddings": True}
-    return params.Model(**(plain | {"n_expert": 4} | changes))
+    return params.Model(**(plain | {"n_expert": 4, "norm_qk": False, "tie_embeddings": True} | changes))
