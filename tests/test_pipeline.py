@@ -183,6 +183,14 @@ def test_the_exported_folder_needs_none_of_our_code(clone, repro, tmp_path):
 def test_the_reports_can_be_shown_by_dvc(clone, repro):
     shown = json.loads(run(clone, "dvc", "metrics", "show", "--json"))
     assert set(shown[""]["data"]) == {f"reports/{stage}.json" for stage in STAGES}
+    for plot in yaml.safe_load((clone / "dvc.yaml").read_text("utf-8"))["plots"]:
+        if isinstance(plot, str):
+            assert (clone / plot).stat().st_size > 1000, plot
+            continue
+        for axes in plot.values():
+            for path, columns in [*axes["x"].items(), *axes["y"].items()]:
+                written = (clone / path).read_text("utf-8").splitlines()[0].split(",")
+                assert set([columns] if isinstance(columns, str) else columns) <= set(written), path
     run(clone, "dvc", "plots", "show", "-o", "plots_shown")
     assert (clone / "plots_shown" / "index.html").stat().st_size > 1000
     shutil.rmtree(clone / "plots_shown")
