@@ -429,7 +429,9 @@ class Evaluate(Section):
     batch_size: Positive = Field(description="windows in one forward pass")
     stride: Positive | None = Field(description="sliding window: tokens scored per window; null: block by block")
     train_sample_tokens: Annotated[int, Field(ge=0)] = Field(description="training tokens scored too; 0: none")
-    prompts: list[str] = Field(min_length=1, description="beginnings that the model continues")
+    prompts: list[Annotated[str, Field(min_length=1)]] = Field(
+        min_length=1, description="beginnings that the model continues"
+    )
     temperatures: list[Annotated[float, Field(ge=0)]] = Field(min_length=1, description="0: greedy")
     samples_per_prompt: Positive = Field(description="stories for each prompt and temperature above 0")
     top_p: Annotated[float, Field(gt=0, le=1)]

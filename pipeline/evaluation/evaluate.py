@@ -44,7 +44,7 @@ def evaluate(
     model = checkpoint_folder.load(checkpoint, devices[0])
     generator = Generator(model, checkpoint)
     for prompt in config.prompts:
-        generator.encode(prompt)  # a prompt that cannot be written in tokens is refused now, not minutes later
+        generator.check(prompt)  # one that cannot be continued is refused now, not minutes later
     window = metrics.Window(params.train.block_size, config.stride)
 
     def scored(what: str, part: TokenSet) -> metrics.Scores:

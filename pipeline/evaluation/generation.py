@@ -130,6 +130,10 @@ class Generator:
                 yield row.pieces[-1]
         return row.completion()
 
+    def check(self, prompt: str) -> None:
+        """Raise UserError for a prompt that is empty, too long, or cannot be written in tokens."""
+        self._room(prompt, self.encode(prompt))
+
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, markers spelt out; UserError where a character has none."""
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
@@ -144,6 +148,11 @@ class Generator:
         return encoding.ids
 
     def _row(self, prompt: str, ids: list[int], sampling: Sampling) -> _Row:
+        room = min(self._room(prompt, ids), sampling.max_new_tokens)
+        return _Row(prompt, ids, room, _Spelling(self.tokenizer, ids[-_CONTEXT:], sampling.stop))
+
+    def _room(self, prompt: str, ids: list[int]) -> int:
+        """Tokens that the context has left, at least one."""
         if not ids:
             raise UserError("the prompt is empty; give the beginning of a text, a word is enough")
         room = self.context - len(ids)
@@ -152,8 +161,7 @@ class Generator:
                 f"the prompt {_shown(prompt)} has {len(ids):,} tokens; the model's context is {self.context:,}, "
                 f"so at most {self.context - 1:,} leave room for one more"
             )
-        spelling = _Spelling(self.tokenizer, ids[-_CONTEXT:], sampling.stop)
-        return _Row(prompt, ids, min(room, sampling.max_new_tokens), spelling)
+        return room
 
     def _advance(self, rows: list[_Row], sampling: Sampling) -> Iterator[None]:
         """Give every row a token at a time until all are finished; rows that are leave the batch."""
