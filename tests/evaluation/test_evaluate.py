@@ -96,6 +96,16 @@ def test_the_sample_of_train_is_whole_documents_spread_over_it(work: Path) -> No
     assert len(np.unique(ends)) == 1  # each ends in the marker
 
 
+def test_a_sampled_text_has_its_special_tokens_too(work: Path) -> None:
+    from pipeline.corpus import tokenizer
+
+    folder, words = work / "data/tokens/train", tokenizer.load(work / "data/tokenizer")
+    plain = token_set.sample(folder, words, 3000).texts
+    assert words.token_to_id("Ġthe") in words.encode(plain[0]).ids
+    words.add_special_tokens(["Ġthe"])  # as an adopted vocabulary may call an ordinary word special
+    assert token_set.sample(folder, words, 3000).texts == plain
+
+
 def test_the_beginning_is_as_many_documents_as_fit(work: Path) -> None:
     folder, clean = work / "data/tokens/train", work / "data/clean/train"
     everything = token_set.whole(folder, clean)
