@@ -6,13 +6,12 @@
 A tokenizer with a chat template makes turns of user and assistant; without one (a base model) the text just goes on.
 """
 
-import json
 from collections.abc import Generator as Pieces
 from dataclasses import replace
-from typing import Any
 
 from tokenizers import Tokenizer
 
+from pipeline import tokenizer_settings
 from pipeline.errors import UserError
 from pipeline.evaluation.generation import Completion, Generator
 from pipeline.evaluation.sampling import Sampling
@@ -125,6 +124,5 @@ class _Template:
 
 def _template(generator: Generator) -> _Template | None:
     folder = generator.tokenizer_folder
-    config: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    has_one = (folder / "chat_template.jinja").is_file() or bool(config.get("chat_template"))
+    has_one = (folder / "chat_template.jinja").is_file() or bool(tokenizer_settings.read(folder).get("chat_template"))
     return _Template(generator) if has_one else None

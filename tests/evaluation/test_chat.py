@@ -59,7 +59,7 @@ def test_a_line_longer_than_the_context_is_refused_and_nothing_is_forgotten_for_
     talk = Chat(generator, SHORT)
     first = "".join(talk.say("Once upon"))
     before = list(talk._ids)
-    with pytest.raises(UserError, match="this line has .* tokens; the model's context is 64, so at most 63"):
+    with pytest.raises(UserError, match=r"this line has .* tokens; the model's context is 64, so at most 63"):
         talk.say("the dog and the cat " * 40)
     assert (talk._ids, talk.forgotten) == (before, "")
     other = Chat(generator, SHORT)

@@ -182,6 +182,22 @@ def test_an_end_token_of_the_generation_settings_counts_too(generator: Generator
     assert Generator.open(folder).end_ids == generator.end_ids | {7, 9}
 
 
+@pytest.mark.parametrize("end", [{"content": "<|endoftext|>", "lstrip": False}, None])
+def test_a_hub_folder_may_spell_its_end_token_as_an_object_or_have_none(
+    generator: Generator, tmp_path: Path, end: object
+) -> None:
+    to_huggingface(generator.model, generator.tokenizer_folder, tmp_path / "hf", "float32", 10**9)
+    (tmp_path / "hf/generation_config.json").unlink()
+    path = tmp_path / "hf/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": end}))
+    found = Generator.open(tmp_path / "hf")
+    assert found.end_ids == (generator.end_ids if end else frozenset())
+    assert found.generate(["Once"], Sampling(max_new_tokens=3))[0].n_tokens <= 3
+    path.write_text("[")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is no JSON"):
+        Generator.open(tmp_path / "hf")
+
+
 def test_rows_of_the_embedding_without_a_token_are_never_chosen(
     parameters: params.Params, work: Path, tmp_path: Path
 ) -> None:
