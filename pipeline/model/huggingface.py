@@ -173,8 +173,10 @@ def from_huggingface(folder: Path, into: Path) -> params.Model:
     """Turn a folder of a stock class, as it comes from the Hub, into a litgpt checkpoint folder in float32.
 
     Returns the model's parameters: training goes on with `train.initial_checkpoint: into` and `model` like these.
-    Raises UserError for a folder, a class or a setting that our models do not have.
+    Raises UserError for a folder, a class or a setting that our models do not have, and where `into` is there already
+    and is no checkpoint.
     """
+    checkpoint_folder.refuse_to_replace(into)
     config = _read_config(folder)
     model = model_of(config, f"{folder / 'config.json'}")
     state = from_stock({k: v.float() for k, v in _read_safetensors(folder).items()}, model)
@@ -195,14 +197,17 @@ def _read_config(folder: Path) -> PretrainedConfig:
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        name = raw["architectures"][0]
+        name = str(raw["architectures"][0])
     except FileNotFoundError:
         raise UserError(f"{folder}: no config.json there; give a folder that transformers can load") from None
     except (ValueError, KeyError, IndexError, TypeError):
         raise UserError(f"{path} is no configuration of a transformers model (no architectures in it)") from None
     if name not in CONFIGS:
         raise UserError(f"{path}: a {name}; allowed: {', '.join(CONFIGS)}")
-    return CONFIGS[name].from_dict(raw)
+    try:
+        return CONFIGS[name].from_dict(raw)
+    except Exception as error:  # whatever transformers raises for settings that it cannot read
+        raise UserError(f"{path}: transformers cannot read it ({type(error).__name__}: {error})") from None
 
 
 def _read_safetensors(folder: Path) -> dict[str, Tensor]:
@@ -216,7 +221,7 @@ def _read_safetensors(folder: Path) -> dict[str, Tensor]:
         return {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
     except FileNotFoundError as error:
         raise UserError(f"{folder}: {error.filename or error} is missing; only safetensors are read") from None
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} holds damaged weights ({error}); fetch it again") from None
 
 

@@ -295,6 +295,13 @@ def _set(folder: Path, **settings: Any) -> None:
         ({"hidden_size": 64, "head_dim": 8}, "has shape"),
         ({"shared_expert_intermediate_size": 33}, "shared_expert_intermediate_size = 33"),
         ({"num_attention_heads": 3}, "config.json"),
+        ({"num_attention_heads": 0, "head_dim": None}, "config.json"),
+        ({"moe_intermediate_size": 0}, "config.json"),
+        ({"mlp_only_layers": 1}, "config.json"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "config.json"),
+        ({"rope_parameters": 7}, "config.json"),
+        ({"hidden_size": "wide"}, "config.json"),
+        ({"architectures": [["Qwen2MoeForCausalLM"]]}, r"a \['Qwen2MoeForCausalLM'\]; allowed"),
     ],
 )
 def test_an_import_of_what_is_not_ours_says_which_setting(exported: Path, changed: dict[str, Any], words: str) -> None:
@@ -322,6 +329,33 @@ def test_an_import_names_damage(exported: Path) -> None:
         huggingface.from_huggingface(exported, exported.parent / "into")
     with pytest.raises(UserError, match=r"no config\.json"):
         huggingface.from_huggingface(exported.parent, exported.parent / "into")
+
+
+@pytest.mark.parametrize("index", ["[", "[]", "{}", '{"weight_map": null}', '{"weight_map": {"a": 3}}'])
+def test_an_import_names_an_index_that_is_none(exported: Path, index: str) -> None:
+    (exported / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match="damaged"):
+        huggingface.from_huggingface(exported, exported.parent / "into")
+
+
+@pytest.mark.parametrize("into", [".", "work", "work/..", "work/letter.txt", ""])
+def test_an_import_destroys_nothing_that_is_no_checkpoint(
+    exported: Path, into: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(exported.parent)
+    Path("work").mkdir()
+    Path("work/letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="name a new one"):
+        huggingface.from_huggingface(exported, Path(into))
+    assert Path("work/letter.txt").read_text() == "dear"
+
+
+def test_an_import_replaces_a_checkpoint_and_fills_an_empty_folder(exported: Path) -> None:
+    into = exported.parent / "into"
+    into.mkdir()
+    for _ in range(2):
+        huggingface.from_huggingface(exported, into)
+    assert checkpoint_folder.load(into).params.n_shared_expert == 1
 
 
 def test_an_import_reads_what_transformers_itself_writes(tmp_path: Path) -> None:
