@@ -32,6 +32,7 @@ from pipeline.errors import UserError
 from pipeline.files import written_whole
 from pipeline.model import build, checkpoint_folder
 from pipeline.model.stock import CONFIGS, from_stock, model_of, stock_config, to_stock
+from pipeline.tokenizer_settings import special_ids
 
 TOLERANCE = 1e-4  # largest difference of a logit, in float32
 _TIE = 1e-5  # an expert is chosen by less than this (relative): rounding may choose another one
@@ -52,7 +53,8 @@ class Parity:
     max_logit_difference: float
     positions: int  # that are equal
     near_ties: int  # that are not: rounding decided which expert they or an earlier one visit
-    generated: int  # greedy tokens that are equal
+    generated_equal: int  # greedy tokens that are the model's own, as are all before them
+    generated: int  # greedy tokens in all
 
 
 def to_huggingface(
@@ -81,30 +83,22 @@ def to_huggingface(
         GenerationConfig(**ids).save_pretrained(folder)
         parity = compare(rounded(model, getattr(torch, dtype)), folder, vocab_size)
         _same_words(words, folder)
+    padding = (model.config.padded_vocab_size - vocab_size) * model.config.n_embd
+    parameters = sum(p.numel() for p in model.parameters()) - padding * (1 if model.params.tie_embeddings else 2)
+    counted = build.count(model.params, vocab_size)
     return {
         "class": model.params.stock_class,
         "dtype": dtype,
         "vocab_size": vocab_size,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters,
+        "active_parameters": parameters - (counted.total - counted.active),
         "bytes": sum(f.stat().st_size for f in into.iterdir()),
         "max_logit_difference": parity.max_logit_difference,
         "positions_equal": parity.positions,
         "near_ties": parity.near_ties,
-        "greedy_tokens_equal": parity.generated,
+        "greedy_tokens": parity.generated,
+        "greedy_tokens_equal": parity.generated_equal,
     }
-
-
-def special_ids(tokenizer: Path) -> dict[str, int | None]:
-    """bos_token_id, eos_token_id and pad_token_id, as tokenizer_config.json names the tokens."""
-    words = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    path = tokenizer / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    ids: dict[str, int | None] = {}
-    for kind in ("bos", "eos", "pad"):
-        token = settings.get(f"{kind}_token")
-        text = token["content"] if isinstance(token, dict) else token
-        ids[f"{kind}_token_id"] = words.token_to_id(text) if text else None
-    return ids
 
 
 def prove_exportable(model: params.Model, vocab_size: int) -> str:
@@ -124,7 +118,7 @@ def prove_exportable(model: params.Model, vocab_size: int) -> str:
         parity = compare(ours, folder, ours.config.vocab_size)
     return (
         f"{model.stock_class} loads an export of this architecture{shrunk}: {apart(parity.max_logit_difference)} at "
-        f"{parity.positions} positions, {parity.generated} greedy tokens equal"
+        f"{parity.positions} positions, {parity.generated_equal} of {parity.generated} greedy tokens equal"
     )
 
 
@@ -139,7 +133,8 @@ def compare(model: build.MoEGPT, folder: Path, vocab_size: int, seed: int = 0) -
 
     Where an expert wins by less than rounding errors, two right programs may route a token differently; so a
     difference is accepted from such a near tie on, if most positions are equal all the same. Raises RuntimeError on
-    any other difference above `TOLERANCE`.
+    any other difference above `TOLERANCE`, and where a greedy token is not the model's own likeliest after the same
+    tokens (or within `TOLERANCE` of it).
     """
     stock: Any = load_stock(folder)
     model = model.eval()
@@ -157,15 +152,19 @@ def compare(model: build.MoEGPT, folder: Path, vocab_size: int, seed: int = 0) -
     plain = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0)
     generated_BT = stock.generate(idx_BT[:, :new], generation_config=plain, attention_mask=torch.ones(4, new).long())
     logits_BTV, tied_BT = _logits(model, generated_BT[:, :-1], vocab_size)
-    chosen_BT = logits_BTV.gather(-1, generated_BT[:, 1:, None])[..., 0]
-    greedy_BT = (logits_BTV.amax(-1) - chosen_BT <= TOLERANCE)[:, new - 1 :]
-    if (~greedy_BT & ~tied_BT[:, new - 1 :]).any() or greedy_BT.float().mean() < 0.5:
+    logits_BTV, tied_BT, next_BT = logits_BTV[:, new - 1 :], tied_BT[:, new - 1 :], generated_BT[:, new:]
+    chosen_BT = logits_BTV.gather(-1, next_BT[..., None])[..., 0]
+    greedy_BT = logits_BTV.amax(-1) - chosen_BT <= TOLERANCE
+    if (~greedy_BT & ~tied_BT).any() or greedy_BT.float().mean() < 0.5:
         raise RuntimeError(f"{type(stock).__name__} continues a prompt with other tokens than the model")
+    # The model's own greedy text is the same up to the first token that it would not have chosen.
+    own_BT = (logits_BTV.argmax(-1) == next_BT).long().cummin(dim=1).values
     return Parity(
         max_logit_difference=difference_BT[same_BT].max().item(),
         positions=int(same_BT.sum()),
         near_ties=int((~same_BT).sum()),
-        generated=int(greedy_BT.sum()),
+        generated_equal=int(own_BT.sum()),
+        generated=own_BT.numel(),
     )
 
 
