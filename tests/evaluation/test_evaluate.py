@@ -148,6 +148,15 @@ def test_the_stage_writes_its_reports(work: Path, monkeypatch: pytest.MonkeyPatc
     assert f"{figures['val']['bits_per_byte']:.3f}" in (work / "reports/report.html").read_text(encoding="utf-8")
 
 
+def test_evaluating_again_gives_the_same_bytes(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("evaluate.json", "plots/evaluate/details.json", "plots/evaluate/by_position.csv")
+    found = []
+    for _ in range(2):
+        assert run_stage(work, monkeypatch).exit_code == 0
+        found.append([(work / "reports" / name).read_bytes() for name in names])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [("", "evaluate.prompts.1 = ''"), ("the dog " * 90, "the model's context is 64")],
