@@ -146,7 +146,8 @@ def _samples(config: Evaluate, generator: Generator, val: TokenSet, tokens: Path
     if index is not None:
         every = max(1, len(val.texts) // _HELD_OUT)
         held_out = val.texts[::every][:_HELD_OUT]
-        described["held_out_overlap"] = samples.overlaps(held_out, generator.tokenizer, index, config.max_new_tokens)
+        lengths = [story["length"] for story in described["stories"]]
+        described["held_out_overlap"] = samples.overlaps(held_out, generator.tokenizer, index, lengths)
     return described
 
 
