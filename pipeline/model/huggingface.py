@@ -171,7 +171,7 @@ def compare(model: build.MoEGPT, folder: Path, vocab_size: int, seed: int = 0) -
 def from_huggingface(folder: Path, into: Path) -> params.Model:
     """Turn a folder of a stock class, as it comes from the Hub, into a litgpt checkpoint folder in float32.
 
-    Returns the model's parameters: training goes on with `train.initial_checkpoint: into` and `model` like these.
+    Returns the model's parameters; `to_continue` says what else training needs to go on from there.
     Raises UserError for a folder, a class or a setting that our models do not have, and where `into` is there already
     and is no checkpoint.
     """
@@ -190,6 +190,18 @@ def from_huggingface(folder: Path, into: Path) -> params.Model:
                 shutil.copyfile(folder / name, Path(place) / name)
         checkpoint_folder.save(ours, into, Path(place))
     return model
+
+
+def to_continue(model: params.Model, folder: Path) -> list[str]:
+    """The parameters to set, as `dvc exp run -S` takes them, for training to go on from an imported folder."""
+
+    def written(value: Any) -> str:  # as Hydra reads it: null, true, {factor:8.0,…}
+        return json.dumps(value, separators=(",", ":")).replace('"', "")
+
+    settings = [f"train.initial_checkpoint={folder.as_posix()}"]
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        settings += ["tokenizer=adopt", f"tokenizer.path={folder.as_posix()}"]
+    return settings + [f"model.{key}={written(value)}" for key, value in model.model_dump(mode="json").items()]
 
 
 def _read_config(folder: Path) -> PretrainedConfig:
