@@ -271,6 +271,19 @@ def test_padding_rows_are_left_out_so_that_no_sampler_draws_them(tokenizer_folde
     assert json.loads((tmp_path / "hf/config.json").read_text())["vocab_size"] == 300
 
 
+@pytest.mark.parametrize("changes", [DENSE, {}, {"tie_embeddings": False, "n_shared_expert": 1}])
+def test_parameters_are_counted_as_they_stand_in_the_file(
+    changes: dict[str, Any], tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    gpt = trained(tiny(padding_multiple=128, **changes))
+    report = export(gpt, tokenizer_folder, tmp_path / "hf")
+    weights = load_file(tmp_path / "hf/model.safetensors")
+    added = [name for name in weights if name.endswith("shared_expert_gate.weight")]  # zeros of the stock class
+    assert report["parameters"] == sum(weights[name].numel() for name in weights if name not in added)
+    idle = 2 * 3 * 3 * 32 * 32 if gpt.params.n_expert else 0  # 2 of 4 experts, 3 layers, 3 matrices
+    assert report["active_parameters"] == report["parameters"] - idle
+
+
 def test_generation_settings_and_tokenizer_are_those_of_the_tokenizer(tokenizer_folder: Path, tmp_path: Path) -> None:
     export(trained(tiny()), tokenizer_folder, tmp_path / "hf")
     words = AutoTokenizer.from_pretrained(tmp_path / "hf")
