@@ -66,12 +66,19 @@ class Attention(CausalSelfAttention):
         turned = _Rotate.apply(turned, cos[:, :, None], sin[:, :, None])
         q_BTHD, k_BTGD = turned.split((n_head, n_group), dim=2)
         q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BTGD, v_BTGD))
-        if mask is not None and n_group != n_head:  # no fast kernel on CUDA shares heads under a mask
+        if n_group != n_head and not _shares_heads(q, mask):
             k, v = (t.repeat_interleave(n_head // n_group, dim=1) for t in (k, v))
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.size(1) != n_head
         )
         return self.proj(y.transpose(1, 2).flatten(2))
+
+
+def _shares_heads(q: Tensor, mask: Tensor | None) -> bool:
+    """Whether a fast kernel takes fewer key than query heads; elsewhere torch would hold all T x T scores."""
+    if q.device.type != "cuda":
+        return mask is None
+    return mask is None and q.element_size() == 2 and torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
 class _Rotate(torch.autograd.Function):
