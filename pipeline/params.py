@@ -52,8 +52,16 @@ class Bundled(_Download):
 
 class Local(_Text):
     source: Literal["local"]
-    path: str = Field(min_length=1, description="a file or folder: .txt, .jsonl, .parquet, each also .gz or .zst")
+    path: str = Field(min_length=1, description="file, folder or glob: .txt, .jsonl, .parquet, each also .gz or .zst")
     pattern: str = Field(min_length=1, description="which files of a folder, as a glob")
+
+    @model_validator(mode="after")
+    def _watch_is_no_glob(self) -> Self:
+        if any(sign in self.watch for sign in "*?[") and not Path(self.watch).exists():
+            raise ValueError(
+                f"watch: {self.watch!r} is a glob, and DVC hashes a file or folder; set it to the folder of the files"
+            )
+        return self
 
 
 class HuggingFace(_Text):
@@ -128,6 +136,7 @@ class NearDuplicates(Section):
 
 
 class Clean(Section):
+    watch: str = Field(description="file or folder whose content DVC watches for this stage: that of decontaminate")
     fix_encoding: bool = Field(description="repair mojibake with ftfy")
     unicode_form: Literal["NFC", "NFKC", "none"]
     tidy_whitespace: bool = Field(description="drop control characters, even out white space")
