@@ -8,6 +8,7 @@ without changing a result, and a misspelt key is refused with the nearest known 
 """
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
@@ -68,11 +69,11 @@ class HuggingFace(_Text):
     source: Literal["huggingface"]
     repo: str | None = Field(description="data set on the Hugging Face Hub, as owner/name")
     revision: str | None = Field(description="commit, tag or branch; a commit pins the data")
-    config: str | None = Field(description="folder or configuration inside the data set; null: all")
+    config: str | None = Field(description="configuration that the data set's card declares, or a folder; null: all")
     splits: dict[Literal["train", "val"], str] = Field(
-        min_length=1, description="glob of the files of each split, e.g. {train: '*train*.txt'}"
+        min_length=1, description="glob of each split's files, or of its name in a declared config: {train: '*train*'}"
     )
-    licence: str | None = Field(description="licence of the data, for the manifest and the model card")
+    licence: str | None = Field(description="licence of the data, for the manifest; null: as the data set's card says")
 
     @model_validator(mode="after")
     def _repo_given(self) -> Self:
@@ -92,6 +93,10 @@ class Url(_Text):
     def _urls_given(self) -> Self:
         if not self.urls:
             raise ValueError("urls: give at least one address, as in -S 'download.urls=[https://…]'")
+        if odd := [url for url in self.urls if not re.match(r"https?://[^/]", url)]:
+            raise ValueError(f"urls: {odd[0]!r}; allowed: addresses that begin with http:// or https://")
+        if len(set(self.urls)) < len(self.urls):
+            raise ValueError(f"urls: {max(self.urls, key=self.urls.count)!r} stands there twice; name each file once")
         if self.sha256 and len(self.sha256) != len(self.urls):
             raise ValueError(f"sha256: {len(self.sha256)} given for {len(self.urls)} urls; one each, or none")
         return self
