@@ -134,7 +134,7 @@ class NearDuplicates(Section):
     """MinHash LSH (Broder 1997): shingles of words, `bands` x `rows` hashes."""
 
     enabled: bool
-    shingle_words: Positive
+    shingle_words: Positive = Field(description="words in a row that are compared; each Han character is a word")
     bands: Positive
     rows: Positive
     threshold: Fraction = Field(description="estimated Jaccard similarity from which two documents are one")
@@ -154,7 +154,7 @@ class Clean(Section):
     near_duplicates: NearDuplicates
     decontaminate: list[str] = Field(description="files whose n-grams must not stand in the training set")
     decontaminate_val: bool = Field(description="drop training documents that share an n-gram with val")
-    decontaminate_ngram: Positive = Field(description="words in a row that count as the same")
+    decontaminate_ngram: Positive = Field(description="words in a row that count as the same; a Han character is one")
     mask_personal_data: bool = Field(description="replace e-mail addresses, phone numbers and IP addresses")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(description="share of documents for validation, by hash")
 

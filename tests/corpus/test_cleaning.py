@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -105,7 +106,10 @@ def test_damage_is_repaired_and_the_rest_left_alone(damaged: str, repaired: str)
 def test_personal_data_is_masked_and_numbers_are_not() -> None:
     text = "Write to anna.b+c@mail.example.org or +1 (555) 123-4567, 555-123-4567, 13812345678 from 192.168.0.254."
     assert scrub(text, mask_personal_data=True) == "Write to [email] or [phone], [phone], [phone] from [ip]."
+    addresses = "2001:db8:85a3:0:0:8a2e:370:7334, 2001:db8::1, fe80::1ff:fe23:4567:890a and 2001:db8:0:1::42."
+    assert scrub(addresses, mask_personal_data=True) == "[ip], [ip], [ip] and [ip]."
     numbers = (
+        "In std::vector and bad::face at 10:30:15, "
         "In 1990-1995 she had 1,000,000 ants; 3.14159 on 2024-05-17 at 10:30; room 12345678901234, @home 256.1.1.300."
     )
     assert scrub(numbers, mask_personal_data=True) == numbers
@@ -225,6 +229,13 @@ def test_documents_of_a_benchmark_leave_train(tmp_path: Path) -> None:
         run(tmp_path, SAMPLE, decontaminate=["absent.txt"])
 
 
+def test_a_short_benchmark_text_is_sought_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "bench.jsonl").write_text('{"text": "What does a red fox eat?"}\n{"text": ""}\n{"text": "..."}\n')
+    documents = [*SAMPLE, "what does a Red Fox eat", "What does a red fox eat? Nobody knows.", "!!!"]
+    report = run(tmp_path, documents, decontaminate=[str(tmp_path / "bench.jsonl")], min_chars=0, val_fraction=0.001)
+    assert report["dropped"]["benchmark_overlap"]["examples"] == ["what does a Red Fox eat"]
+
+
 def test_the_split_stays_when_the_corpus_grows(tmp_path: Path) -> None:
     run(tmp_path, SAMPLE[:30], val_fraction=0.3)
     before = {name: side(tmp_path, name) for name in ("train", "val")}
@@ -326,9 +337,9 @@ def test_every_byte_is_accounted_for(
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
-        (SAMPLE[:1], "one document is left, and val needs one"),
-        ([SAMPLE[0]] * 9, "one document is left, and val needs one"),
-        (["short", "and small"], "no document is left; "),
+        (SAMPLE[:1], r"one document is left, and val needs one of its own: .*raw-0 has 1 \(dropped: none\)"),
+        ([SAMPLE[0]] * 9, r"one document is left.*: .*raw-0 has 9 \(dropped: 8 exact duplicate\)"),
+        (["short", "and small"], r"no document is left: .*raw-0 has 2 \(dropped: 2 too short\)"),
     ],
 )
 def test_too_little_to_train_on_is_refused(documents: list[str], message: str, tmp_path: Path) -> None:
@@ -346,6 +357,25 @@ def test_a_side_that_is_empty_by_chance_gets_a_document(tmp_path: Path, capsys: 
     splits = ["train"] * 5 + ["val"]
     with pytest.raises(UserError, match="every val document of the source was dropped"):
         run(tmp_path, [*SAMPLE[:5], "short"], splits)
+
+
+def test_what_a_killed_run_left_is_swept_away(tmp_path: Path) -> None:
+    left = tmp_path / ".clean-work/scrubbed/part-00000.parquet"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    assert run(tmp_path, SAMPLE)["documents_out"] == len(SAMPLE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "plots", "raw-0"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "127.0.0.1:none"])
+def test_a_ray_cluster_that_does_not_answer(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", address.format(taken.getsockname()[1]))
+        with pytest.raises(UserError, match=r"RAY_ADDRESS = '.*127\.0\.0\.1:.*': no Ray cluster answers .*unset it"):
+            run(tmp_path, SAMPLE)
+    assert not (tmp_path / "clean").exists()
 
 
 def test_raw_shards_that_are_not_there_or_damaged(tmp_path: Path) -> None:
