@@ -229,8 +229,13 @@ def _write(
     """Write what stays to train and val; what overlaps with benchmarks or val is dropped from train here."""
     sought = decontamination.sought(params, lambda: _val_texts(work / "scrubbed", is_val & (dropped == 0)))
     row = 0
-    with Shards(folder / "train", SCHEMA) as train, Shards(folder / "val", SCHEMA) as val:
+    with (
+        Shards(folder / "train", SCHEMA) as train,
+        Shards(folder / "val", SCHEMA) as val,
+        console.progress("clean: writing", len(keys), "documents") as advance,
+    ):
         for table in tables(work / "scrubbed"):
+            advance(len(table))
             rows = slice(row, row + len(table))
             row += len(table)
             here, side = dropped[rows], is_val[rows]

@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from pipeline.corpus import tokenizer
+from pipeline.corpus import tokenizer, tokens
 from pipeline.errors import UserError
 from tests.corpus.tokenizing import END, ODD, clean_set, settings_for, stories
 
@@ -104,6 +104,54 @@ def test_an_adopted_sentencepiece_model_gives_its_own_ids(
         assert encoder.encode(text).ids == ids
         if original.unk_id() not in ids:  # which SentencePiece decodes to a sign of its own
             assert encoder.decode(ids) == original.decode(ids)
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
+def test_a_long_document_gives_the_tokens_of_the_whole_though_a_text_begins_with_a_space_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, rule: str
+) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(stories(400)),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=400,
+        model_type=model_type,
+        normalization_rule_name=rule,
+        remove_extra_whitespaces=rule != "identity",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    long = "\n".join(stories(40)) + "  \n \n" + "  ".join(stories(9, seed=2)) + " "
+    clean = clean_set(tmp_path / "clean", ["A fox.", long, "A dog."])
+    asked = settings_for("adopt", path=str(tmp_path))
+    tokenizer.build(asked, clean, tmp_path / "out")
+    monkeypatch.setattr(tokenizer, "PIECE_CHARS", 150)
+    report = tokens.write(asked, tmp_path / "out", clean, tmp_path / "tokens")
+    store = tokens.TokenStore(tmp_path / "tokens/train")
+    original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    expected = [token for text in ("A fox.", long, "A dog.") for token in [*original.encode(text), original.eos_id()]]
+    assert store.read(0, store.n_tokens).tolist() == expected
+    assert report["train"]["documents"] == 3
+
+
+def test_what_a_unigram_model_does_not_know_is_counted(tmp_path: Path) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(stories(400)),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=100,
+        model_type="unigram",
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    clean = clean_set(tmp_path / "clean", ["the fox 狐 ran", "a dog"], ["a fox"])
+    asked = settings_for("adopt", path=str(tmp_path))
+    tokenizer.build(asked, clean, tmp_path / "out")
+    report = tokens.write(asked, tmp_path / "out", clean, tmp_path / "tokens")
+    assert report["train"]["unknown_share"] == 1 / report["train"]["tokens"]
+    assert report["val"]["unknown_share"] == 0
 
 
 @pytest.fixture(scope="module")

@@ -336,6 +336,7 @@ def test_the_stage_refuses_an_empty_split_and_leaves_nothing_half_written(
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["clean"]
+    assert not (tmp_path / "reports").exists()
 
 
 def test_the_stage_writes_tokenizer_tokens_report_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
