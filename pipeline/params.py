@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline import derived
 from pipeline.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -271,73 +272,15 @@ class Model(Section):
 
     @property
     def stock_class(self) -> str:
-        """Name of the transformers class that represents this model exactly; ValueError where there is none."""
-        if not self.n_expert or self.twin != "none":
-            return "Qwen3ForCausalLM" if self.norm_qk else "LlamaForCausalLM"
-        if self.router == "sigmoid":
-            if self.n_expert < 2:
-                raise ValueError("n_expert: router: sigmoid needs at least 2 to be exported")
-            if self.moe_layers != list(range(self.moe_layers[0], self.n_layer)):
-                raise ValueError(
-                    f"moe_every: {self.moe_every} with router: sigmoid is no class of transformers that this project "
-                    "exports to; take moe_every: 1 (first_k_dense_replace gives dense layers) or router: softmax"
-                )
-            return "Glm4MoeForCausalLM"
-        if self.routed_scaling_factor != 1:
-            raise ValueError(
-                f"routed_scaling_factor: {self.routed_scaling_factor} with router: softmax cannot be exported; "
-                "take 1.0, or router: sigmoid"
-            )
-        if self.norm_qk and self.n_shared_expert:
-            raise ValueError(
-                f"n_shared_expert: {self.n_shared_expert} with norm_qk and router: softmax cannot be exported; "
-                "take 0, or norm_qk: false, or router: sigmoid"
-            )
-        if self.norm_qk:
-            return "Qwen3MoeForCausalLM"
-        plain = len(self.moe_layers) == self.n_layer and not self.n_shared_expert and self.norm_topk_prob
-        return "MixtralForCausalLM" if plain else "Qwen2MoeForCausalLM"
+        return derived.stock_class(self)
 
     @property
     def gguf_architecture(self) -> str:
-        """Name of the architecture of llama.cpp that computes this model; ValueError where there is none.
-
-        What each can do stands in llama.cpp's src/models/{llama,qwen3,qwen2moe,qwen3moe}.cpp.
-        """
-        stock = self.stock_class
-        if stock == "Glm4MoeForCausalLM":
-            raise ValueError("router: sigmoid has no GGUF form in this project; take softmax, or export.gguf: []")
-        architecture = {
-            "LlamaForCausalLM": "llama",
-            "Qwen3ForCausalLM": "qwen3",
-            "MixtralForCausalLM": "llama",
-            "Qwen2MoeForCausalLM": "qwen2moe",
-            "Qwen3MoeForCausalLM": "qwen3moe",
-        }[stock]
-        if architecture != "llama" and self.rope_scaling:
-            raise ValueError(f"rope_scaling: llama.cpp has none for {architecture}; take null, or export.gguf: []")
-        if architecture.endswith("moe") and len(self.moe_layers) < self.n_layer:
-            raise ValueError(
-                f"moe_every: llama.cpp has no dense layers in {architecture}; take moe_every: 1 and "
-                "first_k_dense_replace: 0, or export.gguf: []"
-            )
-        if architecture.endswith("moe") and self.norm_topk_prob != (architecture == "qwen3moe"):
-            raise ValueError(
-                f"norm_topk_prob: llama.cpp's {architecture} has {str(not self.norm_topk_prob).lower()}; "
-                "take that, or export.gguf: []"
-            )
-        if architecture == "qwen2moe" and not self.n_shared_expert:
-            raise ValueError("n_shared_expert: llama.cpp's qwen2moe needs one; or set export.gguf: []")
-        if architecture == "qwen2moe" and (self.head_size or 0) * self.n_head not in (0, self.n_embd):
-            raise ValueError("head_size: llama.cpp's qwen2moe has n_embd / n_head; take null, or export.gguf: []")
-        return architecture
+        return derived.gguf_architecture(self)
 
     @property
     def moe_layers(self) -> list[int]:
-        """Indices (from 0) of the layers that hold experts."""
-        if not self.n_expert:
-            return []
-        return [i for i in range(self.first_k_dense_replace, self.n_layer) if (i + 1) % self.moe_every == 0]
+        return derived.moe_layers(self)
 
 
 # --- train ------------------------------------------------------------------------------------------------------------
@@ -406,8 +349,7 @@ class Train(Section):
 
     @property
     def accumulation(self) -> int:
-        """Micro batches that each device adds up for one optimizer step."""
-        return self.global_batch_size // (self.micro_batch_size * self.devices * self.num_nodes)
+        return derived.accumulation(self)
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
