@@ -27,11 +27,15 @@ def test_the_committed_file_is_what_the_configs_compose(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "section", "watch"),
     [
-        (["download=local", "download.path='books/*/[ab]*.txt'"], "download", "books"),
-        (["download=local", "download.path=books/a.txt"], "download", "books/a.txt"),
+        (["download=local", "download.path='tests/corpus/*/[ab]*.txt'"], "download", "tests/corpus"),
+        (["download=local", "download.path=tests/conftest.py"], "download", "tests/conftest.py"),
+        (["download=local", "download.path=absent.txt"], "download", "configs/download/local.yaml"),
         (["clean.decontaminate=[]"], "clean", "configs/clean/default.yaml"),
-        (["clean.decontaminate=[tests/a.txt]"], "clean", "tests/a.txt"),
-        (["clean.decontaminate=[tests/a.txt,tests/b/c.txt]"], "clean", "tests"),
+        (["clean.decontaminate=[tests/conftest.py]"], "clean", "tests/conftest.py"),
+        (["clean.decontaminate=[tests/conftest.py,tests/corpus/serving.py]"], "clean", "tests"),
+        (["tokenizer=adopt", "tokenizer.path=LICENSE"], "tokenizer", "LICENSE"),
+        (["tokenizer=adopt", "tokenizer.path=owner/name"], "tokenizer", "configs/tokenizer/adopt.yaml"),
+        (["tokenizer=gpt2"], "tokenizer", "configs/tokenizer/gpt2.yaml"),
     ],
 )
 def test_what_dvc_watches_follows_from_the_paths(overrides, section, watch, tmp_path):

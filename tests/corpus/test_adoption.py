@@ -219,6 +219,12 @@ def test_a_tokenizer_of_the_hub_is_fetched_at_its_revision(
         tokenizer.build(settings_for("adopt", path="team/nothing", revision="main"), clean, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["a--b/c..d", "not a name", "one/two/three"])
+def test_what_is_neither_a_file_nor_a_name_of_the_hub(clean: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="no such file or folder, and no Hub id"):
+        tokenizer.build(settings_for("adopt", path=name), clean, tmp_path / "out")
+
+
 def test_without_a_network_the_hub_is_a_clear_error(
     clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
