@@ -1,5 +1,6 @@
 """The `moe` command: what people call by hand. Each command validates, calls the library, and speaks plainly."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,7 +121,10 @@ def import_(
 
         model = huggingface.from_huggingface(folder, into)
         console.say(f"import: wrote {into}: {model.n_layer} layers of {model.n_embd}, {model.n_expert} experts")
-        console.say(f"continue with -S train.initial_checkpoint={into} and `model` as {into}/moe.yaml has it")
+        settings = huggingface.to_continue(model, into)
+        if "tokenizer=adopt" not in settings:
+            console.warn(f"{folder} has no tokenizer; name the model's own: -S tokenizer=adopt -S tokenizer.path=…")
+        console.say("continue with: uv run dvc exp run " + " ".join(f"-S {shlex.quote(s)}" for s in settings))
 
 
 @app.command()

@@ -16,17 +16,17 @@ app = typer.Typer(add_completion=False)
 def main(params: Annotated[Path, typer.Option(help="Parameters of the run.")] = Path("params.yaml")) -> None:
     """Write the trained model for transformers (and llama.cpp), proved equal to what was trained."""
     with stage("export", params) as job:
-        from pipeline.model import build, card, checkpoint_folder, gguf, huggingface
+        from pipeline.model import card, checkpoint_folder, gguf, huggingface
 
         export = job.params.export
         model = checkpoint_folder.load(CHECKPOINT)
         with written_whole(HUGGINGFACE) as folder:
             report = huggingface.to_huggingface(model, CHECKPOINT, folder, export.dtype, export.max_shard_bytes)
-            report["active_parameters"] = build.count(model.params, report["vocab_size"]).active
             for kind in export.gguf:
                 gguf.write(model, CHECKPOINT, folder / f"{export.name}-{kind}.gguf", kind, export.name)
             card.write(job.params, REPORTS, folder, report)
-        proof = f"{huggingface.apart(report['max_logit_difference'])}, {report['greedy_tokens_equal']} tokens equal"
+        proof = huggingface.apart(report["max_logit_difference"])
+        proof += f", {report['greedy_tokens_equal']} of {report['greedy_tokens']} greedy tokens equal"
         job.finish(report, wrote=[HUGGINGFACE], summary=f"{report['class']} in {export.dtype}, {proof}")
         console.say('talk to the model: uv run moe generate --prompt "Once upon a time"')
 

@@ -1,20 +1,24 @@
 """The `moe` command at a terminal: what it prints, what it refuses, exit codes."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from pipeline import params
 from pipeline.cli import app
-from pipeline.corpus import tokenizer
+from pipeline.compose import compose
+from pipeline.corpus import tokenizer, tokens
 from pipeline.corpus.storyteller import stories
 from pipeline.evaluation.generation import Generator
 from pipeline.evaluation.sampling import Sampling
-from pipeline.model import build, checkpoint_folder
+from pipeline.model import build, checkpoint_folder, huggingface
+from pipeline.training import loop
 from tests.wandb_server import ENTITY, WandbServer
 
 ROOT = Path(__file__).parents[1]
@@ -144,3 +148,107 @@ def test_chat_says_what_it_forgets_and_ends_with_its_input(checkpoint: Path) -> 
 def test_chat_from_a_pipe_stops_at_a_line_it_cannot_take(checkpoint: Path) -> None:
     code, _, err = moe("chat", "--checkpoint", checkpoint, "--device", "cpu", typed="\n")
     assert code == 2 and "prompt is empty" in err
+
+
+# --- import, push -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of a model with everything that is not the default: stretched rope, shared experts."""
+    folder = tmp_path_factory.mktemp("exported") / "hf"
+    stretched = params.RopeScaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_block_size=32)
+    other = {"norm_qk": False, "n_shared_expert": 1, "norm_eps": 1e-6, "rope_scaling": stretched, "moe_every": 2}
+    model = build.build(checkpoint_folder.load(checkpoint).params.model_copy(update=other), 400)
+    huggingface._randomize(model)
+    huggingface.to_huggingface(model, checkpoint, folder, "float32", 10**9)
+    (folder / "README.md").write_text("# stories\n", encoding="utf-8")
+    return folder
+
+
+def test_training_goes_on_from_an_imported_model_with_just_what_import_prints(
+    exported: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    code, out, err = moe("import", exported, "--into", tmp_path / "imported")
+    assert (code, err) == (0, "")
+    command = shlex.split(out.strip().splitlines()[-1].partition("continue with: ")[2])
+    assert command[:4] == ["uv", "run", "dvc", "exp"] and set(command[5::2]) == {"-S"}
+    short = ["train.device=cpu", "train.compile=off", "train.max_tokens=512", "train.optimizer.lr=1e-12"]
+    short += ["train.optimizer.weight_decay=0", "train.schedule.min_lr_fraction=0"]
+    compose(tmp_path / "params.yaml", ROOT / "configs", [*command[6::2], *short])
+    wanted = params.load(tmp_path / "params.yaml")
+
+    (tmp_path / "clean/val").mkdir(parents=True)
+    (tmp_path / "clean/train").symlink_to(checkpoint.parent / "clean/train")
+    val = pa.table({"text": [story.text for story in stories(5, seed=9)]})
+    pq.write_table(val, tmp_path / "clean/val/part-00000.parquet")
+    tokenizer.build(wanted.tokenizer, tmp_path / "clean", tmp_path / "tokenizer")
+    tokens.write(wanted.tokenizer, tmp_path / "tokenizer", tmp_path / "clean", tmp_path / "tokens")
+    report = loop.train(
+        wanted, tmp_path / "tokens", tmp_path / "tokenizer", tmp_path / "litgpt",
+        runs=tmp_path / "runs", live=tmp_path / "live", plots=None,
+    )  # fmt: skip
+    assert report["steps"] == 2
+    before, after = (checkpoint_folder.load(tmp_path / name) for name in ("imported", "litgpt"))
+    for name, weight in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], weight, rtol=0, atol=1e-6)
+    hello = Sampling(temperature=0, max_new_tokens=9)
+    assert Generator.open(tmp_path / "litgpt").generate(["The dog"], hello) == Generator.open(exported).generate(
+        ["The dog"], hello
+    )
+
+
+def test_import_says_that_a_tokenizer_is_missing(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "hf" / name).symlink_to(exported / name)
+    code, out, err = moe("import", tmp_path / "hf", "--into", tmp_path / "imported")
+    assert code == 0 and "tokenizer" not in out and "has no tokenizer; name the model's own" in err
+
+
+@pytest.mark.parametrize(
+    ("folder", "into", "words"),
+    [
+        ("absent", "new", "absent: no config.json there"),
+        ("hf", "work", "work is there already and is no litgpt checkpoint folder"),
+        ("hf", "work/letter.txt", "letter.txt is there already"),
+        ("hf", ".", ". cannot be written as a checkpoint folder"),
+    ],
+)
+def test_import_refuses_in_words_with_exit_code_2(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, into: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("work").mkdir()
+    Path("work/letter.txt").write_text("dear", encoding="utf-8")
+    code, out, err = moe("import", exported if folder == "hf" else folder, "--into", into)
+    assert (code, out) == (2, "")
+    assert words in err and Path("work/letter.txt").read_text(encoding="utf-8") == "dear"
+
+
+def test_push_says_what_would_go_and_sends_nothing(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    code, out, err = moe("push", "me/stories", "--folder", exported, "--dry-run")
+    assert (code, err) == (0, "")
+    *files, last = out.splitlines()
+    assert [line.split()[0] for line in files] == sorted(path.name for path in exported.iterdir())
+    assert "README.md (10 B)" in out
+    assert last.startswith(f"push: would send {len(files)} files, ") and last.endswith(" to me/stories")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["stories"], "it looks like owner/name"),
+        (["me/stories", "--folder", "absent"], "absent has no config.json"),
+        (["me/stories"], "HF_TOKEN is not set"),
+    ],
+)
+def test_push_refuses_in_words_with_exit_code_2(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    code, out, err = moe("push", "--folder", exported, *arguments)
+    assert (code, out) == (2, "")
+    assert words in err

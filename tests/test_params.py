@@ -78,6 +78,9 @@ def test_every_preset_is_valid_or_says_what_it_needs(group, name, tmp_path):
         (["train.optimizer.name=adam"], "did you mean adamw?"),
         (["model.vocab_size=300"], "model.vocab_size: 300 is less than tokenizer.vocab_size"),
         (["tokenizer.vocab_size=100"], "tokenizer.vocab_size: 100 is too small"),
+        (["evaluate.lm_eval_tasks=[tasks/endings.yaml]"], "-S evaluate.watch=tasks"),
+        (["evaluate.lm_eval_tasks=[tasks/endings.yaml]", "evaluate.watch=tas"], "tas does not hold the task tasks/"),
+        (["evaluate.prompts=[Once,'']"], "evaluate.prompts.1 = ''"),
         (["evaluate.stride=1000"], "evaluate.stride: 1000; allowed: 1 to train.block_size"),
     ],
 )

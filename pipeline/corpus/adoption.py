@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from pipeline import params
+from pipeline import params, tokenizer_settings
 from pipeline.errors import UserError
 
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")  # in order of preference
@@ -118,13 +118,11 @@ def _from_hub(repo: str, revision: str | None) -> tuple[Path, str]:
 def _own_end(folder: Path) -> str | None:
     for name in _NAMES:
         try:
-            token = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
+            token = tokenizer_settings.marker(json.loads((folder / name).read_text(encoding="utf-8")), "eos")
         except (OSError, ValueError, AttributeError):
             continue
-        if isinstance(token, dict):
-            token = token.get("content")
-        if token:
-            return str(token)
+        if token is not None:
+            return token
     return None
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline import console, params
+from pipeline import console, params, tokenizer_settings
 from pipeline.corpus import adoption
 from pipeline.errors import UserError
 
@@ -72,10 +72,9 @@ def load(folder: Path) -> Tokenizer:
 def end_id(folder: Path) -> int:
     """Id of the marker that follows every document."""
     path = folder / "tokenizer_config.json"
-    try:
-        marker = json.loads(path.read_text(encoding="utf-8"))["eos_token"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{path} names no eos_token; run: dvc repro tokenize") from None
+    marker = tokenizer_settings.marker(tokenizer_settings.read(folder), "eos")
+    if marker is None:
+        raise UserError(f"{path} names no eos_token; run: dvc repro tokenize")
     token_id = load(folder).token_to_id(marker)
     if token_id is None:
         raise UserError(f"{path}: eos_token {marker!r} is not in {folder / 'tokenizer.json'}; run: dvc repro tokenize")

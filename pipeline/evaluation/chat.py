@@ -6,13 +6,12 @@
 A tokenizer with a chat template makes turns of user and assistant; without one (a base model) the text just goes on.
 """
 
-import json
 from collections.abc import Generator as Pieces
 from dataclasses import replace
-from typing import Any
 
 from tokenizers import Tokenizer
 
+from pipeline import tokenizer_settings
 from pipeline.errors import UserError
 from pipeline.evaluation.generation import Completion, Generator
 from pipeline.evaluation.sampling import Sampling
@@ -72,10 +71,12 @@ class Chat:
     def _next_text(self, text: str, most: int) -> list[int]:
         """The text so far and the new line, without its beginning if that is too much."""
         going_on = bool(self._ids) and self._ids[-1] not in self._generator.end_ids
-        line = f"\n{text}" if text and going_on else text
-        ids = self._ids + (self._generator.encode(line) if line else [])
+        line = self._generator.encode(f"\n{text}" if going_on else text) if text else []
+        self._refuse_longer(line, "this line")
+        ids = self._ids + line
         if not ids:
             raise UserError("the prompt is empty; give the beginning of a text, a word is enough")
+        most = max(most, len(line))  # a long line is kept whole, at the cost of the answer's room
         if len(ids) > most:
             self.forgotten = f"its first {len(ids) - most:,} tokens are"
         self._ids = ids[-most:]
@@ -88,14 +89,18 @@ class Chat:
         left = turns
         while len(ids := self._template.ids(left)) > most and len(left) > 1:
             left = left[2:]
-        if len(ids) >= self._generator.context:
-            raise UserError(
-                f"this turn has {len(ids):,} tokens; the model's context is {self._generator.context:,}: say less"
-            )
+        self._refuse_longer(ids, "this turn")
         if len(left) < len(turns):
             self.forgotten = f"the first {(len(turns) - len(left)) // 2} turns are"
         self._messages = left
         return ids
+
+    def _refuse_longer(self, ids: list[int], what: str) -> None:
+        if len(ids) >= (context := self._generator.context):
+            raise UserError(
+                f"{what} has {len(ids):,} tokens; the model's context is {context:,}, so at most {context - 1:,} leave "
+                "room for an answer: say less"
+            )
 
 
 class _Template:
@@ -119,6 +124,5 @@ class _Template:
 
 def _template(generator: Generator) -> _Template | None:
     folder = generator.tokenizer_folder
-    config: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    has_one = (folder / "chat_template.jinja").is_file() or bool(config.get("chat_template"))
+    has_one = (folder / "chat_template.jinja").is_file() or bool(tokenizer_settings.read(folder).get("chat_template"))
     return _Template(generator) if has_one else None

@@ -44,7 +44,7 @@ def evaluate(
     model = checkpoint_folder.load(checkpoint, devices[0])
     generator = Generator(model, checkpoint)
     for prompt in config.prompts:
-        generator.encode(prompt)  # a prompt that cannot be written in tokens is refused now, not minutes later
+        generator.check(prompt)  # one that cannot be continued is refused now, not minutes later
     window = metrics.Window(params.train.block_size, config.stride)
 
     def scored(what: str, part: TokenSet) -> metrics.Scores:
@@ -146,7 +146,8 @@ def _samples(config: Evaluate, generator: Generator, val: TokenSet, tokens: Path
     if index is not None:
         every = max(1, len(val.texts) // _HELD_OUT)
         held_out = val.texts[::every][:_HELD_OUT]
-        described["held_out_overlap"] = samples.overlaps(held_out, generator.tokenizer, index, config.max_new_tokens)
+        lengths = [story["length"] for story in described["stories"]]
+        described["held_out_overlap"] = samples.overlaps(held_out, generator.tokenizer, index, lengths)
     return described
 
 

@@ -24,9 +24,10 @@ from torch import Tensor
 from pipeline.corpus import tokenizer as vocabulary
 from pipeline.errors import UserError
 from pipeline.evaluation.decoding import Decoder
-from pipeline.evaluation.sampling import Sampling, draw, shaped, uniforms
+from pipeline.evaluation.sampling import Sampling, draw, exact, shaped, uniforms
 from pipeline.model import checkpoint_folder
 from pipeline.model.build import MoEGPT
+from pipeline.tokenizer_settings import special_ids
 
 _ROWS = 32  # prompts in one batch
 _CONTEXT = 6  # tokens before a new one that may change how it is spelt (a space, a character's first bytes)
@@ -95,7 +96,9 @@ class Generator:
 
     @classmethod
     def open(cls, path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Self:
-        """The model of a litgpt checkpoint folder or of a Hugging Face folder; `dtype`: as stored if None.
+        """The model of a litgpt checkpoint folder or of a Hugging Face folder.
+
+        `dtype` is that of the weights; if None, a litgpt folder's own, and float32 for a Hugging Face folder.
 
         Raises UserError for a folder that is neither, is damaged, or holds a model that is not ours to run.
         """
@@ -130,6 +133,10 @@ class Generator:
                 yield row.pieces[-1]
         return row.completion()
 
+    def check(self, prompt: str) -> None:
+        """Raise UserError for a prompt that is empty, too long, or cannot be written in tokens."""
+        self._room(prompt, self.encode(prompt))
+
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, markers spelt out; UserError where a character has none."""
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
@@ -144,6 +151,11 @@ class Generator:
         return encoding.ids
 
     def _row(self, prompt: str, ids: list[int], sampling: Sampling) -> _Row:
+        room = min(self._room(prompt, ids), sampling.max_new_tokens)
+        return _Row(prompt, ids, room, _Spelling(self.tokenizer, ids[-_CONTEXT:], sampling.stop))
+
+    def _room(self, prompt: str, ids: list[int]) -> int:
+        """Tokens that the context has left, at least one."""
         if not ids:
             raise UserError("the prompt is empty; give the beginning of a text, a word is enough")
         room = self.context - len(ids)
@@ -152,8 +164,7 @@ class Generator:
                 f"the prompt {_shown(prompt)} has {len(ids):,} tokens; the model's context is {self.context:,}, "
                 f"so at most {self.context - 1:,} leave room for one more"
             )
-        spelling = _Spelling(self.tokenizer, ids[-_CONTEXT:], sampling.stop)
-        return _Row(prompt, ids, min(room, sampling.max_new_tokens), spelling)
+        return room
 
     def _advance(self, rows: list[_Row], sampling: Sampling) -> Iterator[None]:
         """Give every row a token at a time until all are finished; rows that are leave the batch."""
@@ -162,7 +173,7 @@ class Generator:
         decoder = Decoder(self.model)
         logits_BV = decoder.begin([row.ids for row in rows], room - 1)
         seen_BV = self._seen([row.ids for row in rows]) if sampling.repetition_penalty != 1 else None
-        uniform_BN = torch.stack([uniforms(sampling, row.prompt, room) for row in rows]).to(device)
+        uniform_BN = torch.stack([uniforms(sampling, row.prompt, room) for row in rows]).to(exact(device))
         for n in range(room):
             token_B = self._choose(logits_BV, seen_BV, uniform_BN[:, n], sampling)
             for row, token in zip(rows, token_B.tolist(), strict=True):
@@ -250,16 +261,16 @@ def _is_huggingface(path: Path) -> bool:
 
 
 def _end_ids(folder: Path) -> frozenset[int]:
-    """The tokenizer's end token, and those that a generation_config.json beside it names."""
-    ids = {vocabulary.end_id(folder)}
+    """The tokenizer's end token, and those that a generation_config.json beside it names; there may be none."""
+    ids = {special_ids(folder)["eos_token_id"]}
     path = folder / "generation_config.json"
     if path.is_file():
         try:
             named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        except (ValueError, AttributeError):
-            raise UserError(f"{path} is no JSON object; export the model anew") from None
-        ids |= {named} if isinstance(named, int) else set(named or ())
-    return frozenset(ids)
+            ids |= set(named) if isinstance(named, list) else {named}
+        except (ValueError, AttributeError, TypeError):
+            raise UserError(f"{path} is no JSON object with token ids; export the model anew") from None
+    return frozenset(i for i in ids if i is not None)
 
 
 def _shown(prompt: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 
+_LEAST_DISCOUNT = 0.01  # the estimate may be 0 or less; then some contexts would leave nothing for new tokens: p = 0
 _SEPARATOR = b"\x00"  # between documents: as much as the end marker tells a model
 
 
@@ -96,7 +97,7 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
     if not (n1 and n2 and n3 and n4):
         return np.array([0.0, share, share, share])
     three = [1 - 2 * share * n2 / n1, 2 - 3 * share * n3 / n2, 3 - 4 * share * n4 / n3]
-    return np.array([0.0, *np.clip(three, 0.0, [1.0, 2.0, 3.0])])
+    return np.array([0.0, *np.clip(three, _LEAST_DISCOUNT, [1.0, 2.0, 3.0])])
 
 
 def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:

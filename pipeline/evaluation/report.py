@@ -31,7 +31,7 @@ _COMPARED: list[tuple[str, str, bool | None, int]] = [
     ("generator.gap_bits_per_byte", "above the generator's entropy, bits per byte", True, 4),
     ("routing.min_load_entropy", "least even layer (1: even)", False, 3),
     ("routing.dead_experts", "dead experts", True, 0),
-    ("samples.ends", "stories that end", False, 3),
+    ("samples.ends", "stories that end properly", False, 3),
     ("samples.distinct_2", "different word pairs", None, 3),
     ("samples.repetition", "repetition", True, 3),
     ("samples.overlap_mean", "longest overlap with train, tokens", None, 1),

@@ -20,6 +20,8 @@ from pipeline.evaluation.sampling import Sampling
 from pipeline.params import Evaluate
 
 _REPEATED_NGRAM = 4
+_FINAL = tuple(".!?…‽。．｡！？؟۔।")  # what ends a sentence: Latin, Chinese, Japanese, Arabic, Urdu, Hindi
+_CLOSING = "\"'”’»›)]}*_」』”’）】〉》"  # what may stand after it
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,26 @@ def describe(told: list[Told], tokenizer: Tokenizer, index: Index | None) -> dic
     }
 
 
-def overlaps(texts: list[str], tokenizer: Tokenizer, index: Index, max_tokens: int) -> float:
+def overlaps(texts: list[str], tokenizer: Tokenizer, index: Index, lengths: list[int]) -> float:
     """Mean longest overlap, in tokens, of the beginnings of texts that the model was not trained on.
 
     What the same measure gives for people's stories (or the storyteller's): a model's stories that overlap no more
-    than these are not copied.
+    than these are not copied. A longer text has more chances of a long overlap, so the texts are cut to `lengths`,
+    those of the stories, in turn; where no text is that long, the longest is taken.
     """
-    lengths = [index.longest(np.array(ids[:max_tokens])).length for ids in _encoded(texts, tokenizer)]
-    return float(np.mean(lengths))
+    encoded = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    found = []
+    for i in range(max(len(texts), len(lengths))):
+        length = lengths[i % len(lengths)]
+        long_enough = [ids for ids in encoded if len(ids) >= length] or [max(encoded, key=len)]
+        cut = long_enough[i % len(long_enough)][:length]
+        found.append(index.longest(np.array(cut, np.int64)).length)
+    return float(np.mean(found))
+
+
+def ends_properly(text: str) -> bool:
+    """Whether a text's last sentence is closed: by a final mark, and quotes or brackets after it if need be."""
+    return text.rstrip().rstrip(_CLOSING).rstrip().endswith(_FINAL)
 
 
 def distinct(ids: list[list[int]], n: int) -> float:
@@ -84,10 +98,6 @@ def _ngrams(ids: list[int], n: int) -> list[tuple[int, ...]]:
     return [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
 
 
-def _encoded(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
-    return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-
-
 def _story(told: Told, tokenizer: Tokenizer, index: Index | None) -> dict[str, Any]:
     prompt, text = told.completion.prompt, told.completion.text
     encoding = tokenizer.encode(prompt + text, add_special_tokens=False)
@@ -95,8 +105,10 @@ def _story(told: Told, tokenizer: Tokenizer, index: Index | None) -> dict[str, A
         "temperature": told.temperature,
         "prompt": prompt,
         "text": text,
-        "tokens": told.completion.n_tokens,
-        "ends": told.completion.finish_reason == "end",
+        "tokens": told.completion.n_tokens,  # generated; `length` is that of prompt and text together
+        "length": len(encoding.ids),
+        "stops": told.completion.finish_reason == "end",
+        "ends": told.completion.finish_reason == "end" and ends_properly(prompt + text),
         "repetition": repetition(encoding.ids),
         "ids": encoding.ids,
     }

@@ -78,12 +78,18 @@ def shaped(logits_BV: Tensor, seen_BV: Tensor | None, sampling: Sampling) -> Ten
     return logits_BV
 
 
+def exact(device: torch.device) -> torch.device:
+    """Where the draw's float64 is computed: on the device itself, but MPS has none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def draw(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> Tensor:
     """The next token of each row: the likeliest if greedy, else where the cumulated probability reaches `uniform_B`.
 
-    With a uniform number in (0, 1] that is never a token of probability 0.
+    With a uniform number in (0, 1] (on `exact(device)`) that is never a token of probability 0.
     """
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
-    cumulated_BV = logits_BV.double().softmax(-1).cumsum(-1)
-    return torch.searchsorted(cumulated_BV, uniform_B[:, None] * cumulated_BV[:, -1:])[:, 0]
+    cumulated_BV = logits_BV.to(exact(logits_BV.device)).double().softmax(-1).cumsum(-1)
+    token_B = torch.searchsorted(cumulated_BV, uniform_B[:, None] * cumulated_BV[:, -1:])[:, 0]
+    return token_B.to(logits_BV.device)

@@ -88,6 +88,6 @@ def sample(tokens_folder: Path, tokenizer: Tokenizer, n_tokens: int) -> TokenSet
     wanted = min(n_documents, max(1, round(n_documents * n_tokens / store.n_tokens)))
     chosen = np.arange(wanted) * n_documents // wanted
     parts = [store.read(int(starts[d]), int(starts[d + 1])) for d in chosen]
-    texts = tokenizer.decode_batch([part[:-1].tolist() for part in parts])
+    texts = tokenizer.decode_batch([part[:-1].tolist() for part in parts], skip_special_tokens=False)
     lengths = [len(part) for part in parts]
     return TokenSet(np.concatenate(parts), np.concatenate([[0], np.cumsum(lengths)]), texts, ["train"] * wanted)

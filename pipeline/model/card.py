@@ -145,7 +145,18 @@ def _what(facts: dict[str, Any]) -> str:
         f"A `{facts['class']}` of {size}, in {facts['dtype']}, trained from scratch. When it was exported, stock "
         f"transformers loaded this folder and gave the trained model's logits (largest "
         f"difference {facts['max_logit_difference']:.0e} at {facts['positions_equal']} positions, in float32) and "
-        f"its greedy tokens ({facts['greedy_tokens_equal']} of {facts['greedy_tokens_equal']})."
+        f"its greedy tokens ({facts['greedy_tokens_equal']} of {facts['greedy_tokens']}). {_near_ties(facts)}".strip()
+    )
+
+
+def _near_ties(facts: dict[str, Any]) -> str:
+    """What is not equal, and why that was let pass."""
+    other = facts["greedy_tokens"] - facts["greedy_tokens_equal"]
+    if not other and not facts["near_ties"]:
+        return ""
+    return (
+        f"In the rest ({facts['near_ties']} positions, {other} tokens) rounding had decided between two experts or two "
+        "tokens that were almost equally good."
     )
 
 

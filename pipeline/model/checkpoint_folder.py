@@ -39,6 +39,17 @@ def save(model: MoEGPT, folder: Path, tokenizer: Path | None = None) -> None:
                 shutil.copy2(file, partial / file.name)
 
 
+def refuse_to_replace(folder: Path) -> None:
+    """Raise UserError where `save` to this folder would destroy something that is no checkpoint."""
+    if folder.name in ("", ".."):
+        raise UserError(f"{folder} cannot be written as a checkpoint folder; name a new one, e.g. models/imported")
+    if not folder.exists() and not folder.is_symlink():
+        return
+    is_checkpoint = (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+    if not folder.is_dir() or (any(folder.iterdir()) and not is_checkpoint):
+        raise UserError(f"{folder} is there already and is no litgpt checkpoint folder; name a new one, or remove it")
+
+
 def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> MoEGPT:
     """Read a folder that `save` or litgpt wrote; `dtype`: as stored if None.
 

@@ -209,6 +209,7 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)  # only y_NC has a gradient; zeros for the other two would be as large as they are
     ctx.save_for_backward(*inputs, *output[1:])
 
 

@@ -6,16 +6,17 @@ Which models llama.cpp can compute is decided with the params (`params.Model.ggu
 GGUF specification (ggml, docs/gguf.md) and llama.cpp's graphs: experts stacked [E, out, in]; in architecture llama
 the rows of q and k are reordered, because llama.cpp rotates neighbouring pairs there and halves elsewhere.
 
-Legend: C n_embd, H head_size, E n_expert.
+Legend: C n_embd, H head_size, E n_expert, N blocks of q8_0.
 """
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 
@@ -23,8 +24,8 @@ from pipeline import console, params
 from pipeline.errors import UserError
 from pipeline.files import written_whole
 from pipeline.model.build import MoEGPT
-from pipeline.model.huggingface import special_ids
 from pipeline.model.stock import State, split_qkv
+from pipeline.tokenizer_settings import special_ids
 
 _FILE_TYPES = {
     "f32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
@@ -58,8 +59,9 @@ _PROBES = (
 def write(model: MoEGPT, tokenizer: Path, path: Path, kind: str, name: str) -> None:
     """Write one file: weights in `kind` (f32, f16 or q8_0), hyperparameters and tokenizer.
 
-    Norms, routers and rotary factors stay in float32. Raises UserError for a model or a tokenizer that llama.cpp has
-    no place for.
+    Norms, routers and rotary factors stay in float32. The file is read back and compared with the weights before it
+    takes its place; RuntimeError and no file where they differ by more than `kind` rounds. Raises UserError for a
+    model or a tokenizer that llama.cpp has no place for.
     """
     try:
         architecture = model.params.gguf_architecture
@@ -78,7 +80,7 @@ def write(model: MoEGPT, tokenizer: Path, path: Path, kind: str, name: str) -> N
             raise UserError(f"{tokenizer}: {n_token} tokens, but the model has {model.config.padded_vocab_size}")
         _add_hyperparameters(writer, model.params, model.config.intermediate_size or 0, n_token)
         for tensor_name, tensor in tensors(model.state_dict(), model.params, n_token):
-            array = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+            array = _array(tensor)
             stored = quantization
             if array.ndim == 1 or tensor_name.endswith("ffn_gate_inp.weight"):
                 stored = gguf.GGMLQuantizationType.F32
@@ -89,6 +91,42 @@ def write(model: MoEGPT, tokenizer: Path, path: Path, kind: str, name: str) -> N
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+        prove(partial, tensors(model.state_dict(), model.params, n_token))
+
+
+def prove(path: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Read a file back, tensor by tensor; RuntimeError where it holds other weights than these, rounding apart."""
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    for name, weight in weights:
+        if name not in stored:
+            raise RuntimeError(f"{path}: {name} was not written")
+        tensor, wanted = stored.pop(name), _array(weight)
+        if (shape := tuple(tensor.shape.tolist()[::-1])) != wanted.shape:
+            raise RuntimeError(f"{path}: {name} has shape {shape}, the model's {wanted.shape}")
+        found = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(wanted.shape)
+        if not (np.abs(found - wanted) <= _rounding(wanted, tensor.tensor_type)).all():  # False for NaN
+            raise RuntimeError(f"{path}: {name} reads back with other values than the model's")
+    if stored:
+        raise RuntimeError(f"{path}: {next(iter(stored))} is not of the model")
+
+
+def _array(weight: torch.Tensor) -> np.ndarray:
+    return weight.detach().to("cpu", torch.float32).contiguous().numpy()
+
+
+def _rounding(weight: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """How far each value may be off: half a unit in the last place of float16, half a step of its block in q8_0."""
+    if kind == gguf.GGMLQuantizationType.F32:
+        return np.zeros_like(weight)
+    if kind == gguf.GGMLQuantizationType.F16:
+        return _half_unit(np.abs(weight))
+    step_N1 = np.abs(weight.reshape(-1, _Q8_BLOCK)).max(1, keepdims=True) / 127  # itself rounded to float16
+    bound_N1 = 0.501 * step_N1 + 127 * _half_unit(step_N1)
+    return np.broadcast_to(bound_N1, (len(bound_N1), _Q8_BLOCK)).reshape(weight.shape)
+
+
+def _half_unit(value: np.ndarray) -> np.ndarray:
+    return np.maximum(value * 2.0**-11, 2.0**-25)  # below 2^-14 float16 has steps of 2^-24
 
 
 def tensors(state: State, model: params.Model, n_token: int) -> Iterator[tuple[str, torch.Tensor]]:

@@ -16,9 +16,22 @@ from huggingface_hub.utils import validate_repo_id
 from pipeline.errors import UserError
 from pipeline.hashing import files_below
 
+# Files of an export that an earlier push may have left under names that this one does not have (other shards, a GGUF
+# of another kind): loaders would pick them up. What else stands in the repository is its owner's and stays.
+_OF_AN_EXPORT = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.gguf",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
 
 def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> list[tuple[str, int]]:
     """Upload every file of `folder` in one commit, making the repository if need be; return names and bytes.
+
+    The same commit removes an earlier export's files that this one no longer has.
 
     With `dry_run` nothing is sent, and no token is needed. Raises UserError for a folder that is no export, a bad
     name, a missing or refused token, a repository that is public where `private` is asked, or no connection.
@@ -47,7 +60,12 @@ def _send(api: HfApi, folder: Path, repo_id: str, private: bool) -> None:
         api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
             raise UserError(f"{repo_id} is there already and is public; push with --public, or name another")
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload an exported model")
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message="Upload an exported model",
+            delete_patterns=list(_OF_AN_EXPORT),
+        )
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):

@@ -32,6 +32,7 @@ from pipeline.errors import UserError
 from pipeline.files import written_whole
 from pipeline.model import build, checkpoint_folder
 from pipeline.model.stock import CONFIGS, from_stock, model_of, stock_config, to_stock
+from pipeline.tokenizer_settings import special_ids
 
 TOLERANCE = 1e-4  # largest difference of a logit, in float32
 _TIE = 1e-5  # an expert is chosen by less than this (relative): rounding may choose another one
@@ -52,7 +53,8 @@ class Parity:
     max_logit_difference: float
     positions: int  # that are equal
     near_ties: int  # that are not: rounding decided which expert they or an earlier one visit
-    generated: int  # greedy tokens that are equal
+    generated_equal: int  # greedy tokens that are the model's own, as are all before them
+    generated: int  # greedy tokens in all
 
 
 def to_huggingface(
@@ -81,30 +83,22 @@ def to_huggingface(
         GenerationConfig(**ids).save_pretrained(folder)
         parity = compare(rounded(model, getattr(torch, dtype)), folder, vocab_size)
         _same_words(words, folder)
+    padding = (model.config.padded_vocab_size - vocab_size) * model.config.n_embd
+    parameters = sum(p.numel() for p in model.parameters()) - padding * (1 if model.params.tie_embeddings else 2)
+    counted = build.count(model.params, vocab_size)
     return {
         "class": model.params.stock_class,
         "dtype": dtype,
         "vocab_size": vocab_size,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters,
+        "active_parameters": parameters - (counted.total - counted.active),
         "bytes": sum(f.stat().st_size for f in into.iterdir()),
         "max_logit_difference": parity.max_logit_difference,
         "positions_equal": parity.positions,
         "near_ties": parity.near_ties,
-        "greedy_tokens_equal": parity.generated,
+        "greedy_tokens": parity.generated,
+        "greedy_tokens_equal": parity.generated_equal,
     }
-
-
-def special_ids(tokenizer: Path) -> dict[str, int | None]:
-    """bos_token_id, eos_token_id and pad_token_id, as tokenizer_config.json names the tokens."""
-    words = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    path = tokenizer / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    ids: dict[str, int | None] = {}
-    for kind in ("bos", "eos", "pad"):
-        token = settings.get(f"{kind}_token")
-        text = token["content"] if isinstance(token, dict) else token
-        ids[f"{kind}_token_id"] = words.token_to_id(text) if text else None
-    return ids
 
 
 def prove_exportable(model: params.Model, vocab_size: int) -> str:
@@ -124,7 +118,7 @@ def prove_exportable(model: params.Model, vocab_size: int) -> str:
         parity = compare(ours, folder, ours.config.vocab_size)
     return (
         f"{model.stock_class} loads an export of this architecture{shrunk}: {apart(parity.max_logit_difference)} at "
-        f"{parity.positions} positions, {parity.generated} greedy tokens equal"
+        f"{parity.positions} positions, {parity.generated_equal} of {parity.generated} greedy tokens equal"
     )
 
 
@@ -139,7 +133,8 @@ def compare(model: build.MoEGPT, folder: Path, vocab_size: int, seed: int = 0) -
 
     Where an expert wins by less than rounding errors, two right programs may route a token differently; so a
     difference is accepted from such a near tie on, if most positions are equal all the same. Raises RuntimeError on
-    any other difference above `TOLERANCE`.
+    any other difference above `TOLERANCE`, and where a greedy token is not the model's own likeliest after the same
+    tokens (or within `TOLERANCE` of it).
     """
     stock: Any = load_stock(folder)
     model = model.eval()
@@ -157,24 +152,30 @@ def compare(model: build.MoEGPT, folder: Path, vocab_size: int, seed: int = 0) -
     plain = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0)
     generated_BT = stock.generate(idx_BT[:, :new], generation_config=plain, attention_mask=torch.ones(4, new).long())
     logits_BTV, tied_BT = _logits(model, generated_BT[:, :-1], vocab_size)
-    chosen_BT = logits_BTV.gather(-1, generated_BT[:, 1:, None])[..., 0]
-    greedy_BT = (logits_BTV.amax(-1) - chosen_BT <= TOLERANCE)[:, new - 1 :]
-    if (~greedy_BT & ~tied_BT[:, new - 1 :]).any() or greedy_BT.float().mean() < 0.5:
+    logits_BTV, tied_BT, next_BT = logits_BTV[:, new - 1 :], tied_BT[:, new - 1 :], generated_BT[:, new:]
+    chosen_BT = logits_BTV.gather(-1, next_BT[..., None])[..., 0]
+    greedy_BT = logits_BTV.amax(-1) - chosen_BT <= TOLERANCE
+    if (~greedy_BT & ~tied_BT).any() or greedy_BT.float().mean() < 0.5:
         raise RuntimeError(f"{type(stock).__name__} continues a prompt with other tokens than the model")
+    # The model's own greedy text is the same up to the first token that it would not have chosen.
+    own_BT = (logits_BTV.argmax(-1) == next_BT).long().cummin(dim=1).values
     return Parity(
         max_logit_difference=difference_BT[same_BT].max().item(),
         positions=int(same_BT.sum()),
         near_ties=int((~same_BT).sum()),
-        generated=int(greedy_BT.sum()),
+        generated_equal=int(own_BT.sum()),
+        generated=own_BT.numel(),
     )
 
 
 def from_huggingface(folder: Path, into: Path) -> params.Model:
     """Turn a folder of a stock class, as it comes from the Hub, into a litgpt checkpoint folder in float32.
 
-    Returns the model's parameters: training goes on with `train.initial_checkpoint: into` and `model` like these.
-    Raises UserError for a folder, a class or a setting that our models do not have.
+    Returns the model's parameters; `to_continue` says what else training needs to go on from there.
+    Raises UserError for a folder, a class or a setting that our models do not have, and where `into` is there already
+    and is no checkpoint.
     """
+    checkpoint_folder.refuse_to_replace(into)
     config = _read_config(folder)
     model = model_of(config, f"{folder / 'config.json'}")
     state = from_stock({k: v.float() for k, v in _read_safetensors(folder).items()}, model)
@@ -191,18 +192,33 @@ def from_huggingface(folder: Path, into: Path) -> params.Model:
     return model
 
 
+def to_continue(model: params.Model, folder: Path) -> list[str]:
+    """The parameters to set, as `dvc exp run -S` takes them, for training to go on from an imported folder."""
+
+    def written(value: Any) -> str:  # as Hydra reads it: null, true, {factor:8.0,…}
+        return json.dumps(value, separators=(",", ":")).replace('"', "")
+
+    settings = [f"train.initial_checkpoint={folder.as_posix()}"]
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        settings += ["tokenizer=adopt", f"tokenizer.path={folder.as_posix()}"]
+    return settings + [f"model.{key}={written(value)}" for key, value in model.model_dump(mode="json").items()]
+
+
 def _read_config(folder: Path) -> PretrainedConfig:
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        name = raw["architectures"][0]
+        name = str(raw["architectures"][0])
     except FileNotFoundError:
         raise UserError(f"{folder}: no config.json there; give a folder that transformers can load") from None
     except (ValueError, KeyError, IndexError, TypeError):
         raise UserError(f"{path} is no configuration of a transformers model (no architectures in it)") from None
     if name not in CONFIGS:
         raise UserError(f"{path}: a {name}; allowed: {', '.join(CONFIGS)}")
-    return CONFIGS[name].from_dict(raw)
+    try:
+        return CONFIGS[name].from_dict(raw)
+    except Exception as error:  # whatever transformers raises for settings that it cannot read
+        raise UserError(f"{path}: transformers cannot read it ({type(error).__name__}: {error})") from None
 
 
 def _read_safetensors(folder: Path) -> dict[str, Tensor]:
@@ -216,7 +232,7 @@ def _read_safetensors(folder: Path) -> dict[str, Tensor]:
         return {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
     except FileNotFoundError as error:
         raise UserError(f"{folder}: {error.filename or error} is missing; only safetensors are read") from None
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} holds damaged weights ({error}); fetch it again") from None
 
 

@@ -104,6 +104,16 @@ def model_of(config: PretrainedConfig, place: str) -> params.Model:
 
     Raises UserError, naming the setting, for what our models do not have.
     """
+    try:
+        return _model_of(config, place)
+    except ValidationError as error:
+        raise UserError(f"{place}: {error}") from None
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        # A setting that is absent, null, 0 or of another kind; which of the many it is, the error says best.
+        raise UserError(f"{place}: a setting is missing or odd ({type(error).__name__}: {error})") from None
+
+
+def _model_of(config: PretrainedConfig, place: str) -> params.Model:
     name = (config.architectures or ["?"])[0]
     if name not in CONFIGS:
         raise UserError(f"{place}: a {name}; allowed: {', '.join(CONFIGS)}")
@@ -124,35 +134,32 @@ def model_of(config: PretrainedConfig, place: str) -> params.Model:
                 f"allowed: multiples of moe_intermediate_size = {expert_width}"
             )
     scaling = {ours: rope[theirs] for ours, theirs in _ROPE.items()} if rope["rope_type"] == "llama3" else None
-    try:
-        model = params.Model(
-            vocab_size=config.vocab_size,
-            padding_multiple=1,
-            block_size=config.max_position_embeddings,
-            n_layer=config.num_hidden_layers,
-            n_embd=config.hidden_size,
-            n_head=config.num_attention_heads,
-            head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            n_query_groups=config.num_key_value_heads,
-            norm_qk=name in _QK_NORM or bool(getattr(config, "use_qk_norm", False)),
-            norm_eps=config.rms_norm_eps,
-            tie_embeddings=config.tie_word_embeddings,
-            rope_base=rope["rope_theta"],
-            rope_scaling=None if scaling is None else params.RopeScaling(**scaling),
-            intermediate_size=config.intermediate_size,
-            n_expert=0 if dense else config.num_local_experts if name == "MixtralForCausalLM" else _n_expert(config),
-            n_expert_per_token=0 if dense else config.num_experts_per_tok,
-            moe_intermediate_size=expert_width,
-            n_shared_expert=shared,
-            moe_every=every,
-            first_k_dense_replace=first,
-            router="sigmoid" if name == "Glm4MoeForCausalLM" else "softmax",
-            norm_topk_prob=getattr(config, "norm_topk_prob", True),
-            routed_scaling_factor=getattr(config, "routed_scaling_factor", 1.0),
-            twin="none",
-        )
-    except ValidationError as error:
-        raise UserError(f"{place}: {error}") from None
+    model = params.Model(
+        vocab_size=config.vocab_size,
+        padding_multiple=1,
+        block_size=config.max_position_embeddings,
+        n_layer=config.num_hidden_layers,
+        n_embd=config.hidden_size,
+        n_head=config.num_attention_heads,
+        head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        n_query_groups=config.num_key_value_heads,
+        norm_qk=name in _QK_NORM or bool(getattr(config, "use_qk_norm", False)),
+        norm_eps=config.rms_norm_eps,
+        tie_embeddings=config.tie_word_embeddings,
+        rope_base=rope["rope_theta"],
+        rope_scaling=None if scaling is None else params.RopeScaling(**scaling),
+        intermediate_size=config.intermediate_size,
+        n_expert=0 if dense else config.num_local_experts if name == "MixtralForCausalLM" else _n_expert(config),
+        n_expert_per_token=0 if dense else config.num_experts_per_tok,
+        moe_intermediate_size=expert_width,
+        n_shared_expert=shared,
+        moe_every=every,
+        first_k_dense_replace=first,
+        router="sigmoid" if name == "Glm4MoeForCausalLM" else "softmax",
+        norm_topk_prob=getattr(config, "norm_topk_prob", True),
+        routed_scaling_factor=getattr(config, "routed_scaling_factor", 1.0),
+        twin="none",
+    )
     if model.stock_class != name:
         raise UserError(f"{place}: a {name} in a form that this project writes as {model.stock_class}; not supported")
     return model

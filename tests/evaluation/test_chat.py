@@ -55,6 +55,27 @@ def test_a_full_context_loses_its_beginning_and_says_so(generator: Generator) ->
     assert not forgotten[0] and "first" in forgotten[-1]
 
 
+def test_a_line_longer_than_the_context_is_refused_and_nothing_is_forgotten_for_it(generator: Generator) -> None:
+    talk = Chat(generator, SHORT)
+    first = "".join(talk.say("Once upon"))
+    before = list(talk._ids)
+    with pytest.raises(UserError, match=r"this line has .* tokens; the model's context is 64, so at most 63"):
+        talk.say("the dog and the cat " * 40)
+    assert (talk._ids, talk.forgotten) == (before, "")
+    other = Chat(generator, SHORT)
+    assert "".join(other.say("Once upon")) == first
+    assert "".join(talk.say("The dog")) == "".join(other.say("The dog"))
+
+
+def test_a_line_that_leaves_less_room_than_an_answer_takes_is_read_whole(generator: Generator) -> None:
+    talk = Chat(generator, Sampling(temperature=0, max_new_tokens=30))
+    line = generator.tokenizer.decode(generator.encode("the dog and the cat " * 40)[:50])
+    answer = "".join(talk.say(line))
+    ids = generator.encode(line)
+    assert len(ids) > 34 and answer == "".join(generator.stream_ids(ids, Sampling(temperature=0, max_new_tokens=30)))
+    assert not talk.forgotten
+
+
 def test_reset_forgets(generator: Generator) -> None:
     talk = Chat(generator, SHORT)
     first = "".join(talk.say("Once upon"))

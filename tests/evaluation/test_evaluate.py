@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from pipeline.corpus import tokens
 from pipeline.errors import UserError
-from pipeline.evaluation import evaluate, token_set
+from pipeline.evaluation import evaluate, metrics, token_set
 from pipeline.model.build import MoEGPT
 from pipeline.params import Params
 from stages.evaluate import app
@@ -96,6 +96,16 @@ def test_the_sample_of_train_is_whole_documents_spread_over_it(work: Path) -> No
     assert len(np.unique(ends)) == 1  # each ends in the marker
 
 
+def test_a_sampled_text_has_its_special_tokens_too(work: Path) -> None:
+    from pipeline.corpus import tokenizer
+
+    folder, words = work / "data/tokens/train", tokenizer.load(work / "data/tokenizer")
+    plain = token_set.sample(folder, words, 3000).texts
+    assert words.token_to_id("Ġthe") in words.encode(plain[0]).ids
+    words.add_special_tokens(["Ġthe"])  # as an adopted vocabulary may call an ordinary word special
+    assert token_set.sample(folder, words, 3000).texts == plain
+
+
 def test_the_beginning_is_as_many_documents_as_fit(work: Path) -> None:
     folder, clean = work / "data/tokens/train", work / "data/clean/train"
     everything = token_set.whole(folder, clean)
@@ -138,16 +148,30 @@ def test_the_stage_writes_its_reports(work: Path, monkeypatch: pytest.MonkeyPatc
     assert f"{figures['val']['bits_per_byte']:.3f}" in (work / "reports/report.html").read_text(encoding="utf-8")
 
 
-def test_the_stage_names_a_prompt_that_has_no_tokens(
-    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_evaluating_again_gives_the_same_bytes(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("evaluate.json", "plots/evaluate/details.json", "plots/evaluate/by_position.csv")
+    found = []
+    for _ in range(2):
+        assert run_stage(work, monkeypatch).exit_code == 0
+        found.append([(work / "reports" / name).read_bytes() for name in names])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [("", "evaluate.prompts.1 = ''"), ("the dog " * 90, "the model's context is 64")],
+)
+def test_the_stage_refuses_a_prompt_that_cannot_be_continued_before_it_scores(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str, words: str
 ) -> None:
+    monkeypatch.setattr(metrics, "score", lambda *_: pytest.fail("val was scored before the prompts were looked at"))
     wanted = yaml.safe_load((work / "params.yaml").read_text(encoding="utf-8"))
-    wanted["evaluate"]["prompts"] = ["Once upon a time", ""]
+    wanted["evaluate"]["prompts"] = ["Once upon a time", prompt]
     for name in ("data", "models"):
         (tmp_path / name).symlink_to(work / name)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(wanted), encoding="utf-8")
     done = run_stage(tmp_path, monkeypatch)
     assert done.exit_code == 2
     assert isinstance(done.exception, SystemExit)
-    assert "prompt is empty" in done.output
+    assert words in " ".join(done.output.split())
     assert not (tmp_path / "reports").exists()

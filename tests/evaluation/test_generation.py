@@ -1,11 +1,22 @@
 """Generation: transformers' greedy tokens, the same text alone and in a batch, whole characters, clear refusals."""
 
+import io
 import json
+import os
 import pickle
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
+import litgpt
+import litgpt.chat.base
 import litgpt.generate.base
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,7 +32,7 @@ from pipeline.evaluation.decoding import Decoder
 from pipeline.evaluation.generation import Generator
 from pipeline.evaluation.sampling import Sampling
 from pipeline.model import build, checkpoint_folder
-from pipeline.model.huggingface import to_huggingface
+from pipeline.model.huggingface import rounded, to_huggingface
 
 GREEDY = Sampling(temperature=0, max_new_tokens=30)
 PROMPTS = ["Once upon a time", "The", "One day, a little girl named Lily went to the park with her dog and", "A cat"]
@@ -107,6 +118,72 @@ def test_litgpt_generate_runs_on_the_folder_and_says_the_same(
     assert capsys.readouterr().out.strip().endswith(f"Once upon a time{ours}".strip())
 
 
+@pytest.mark.parametrize("kind", ["softmax", "dense", "sigmoid"])
+def test_litgpt_chat_reads_a_pipe_and_answers_the_same(
+    work: Path,
+    parameters: params.Params,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    plain = _made(parameters, tmp_path / "litgpt", work / "data/tokenizer", **KINDS[kind])
+    prompts = ["Once upon a time", "The dog"]
+    expected = [c.text for c in plain.generate(prompts, Sampling(temperature=0, max_new_tokens=12))]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*prompts, "", ""])))
+    capsys.readouterr()
+    litgpt.chat.base.main(
+        tmp_path / "litgpt", max_new_tokens=12, temperature=0.0, top_p=0.0, top_k=None, precision="32-true"
+    )
+    replies = capsys.readouterr().out.split(">> Reply: ")[1:]
+    assert [reply.split("\n>> Prompt:")[0].strip() for reply in replies] == [text.strip() for text in expected]
+
+
+def test_the_api_that_litgpt_serve_answers_with_says_the_same(
+    work: Path, parameters: params.Params, tmp_path: Path
+) -> None:
+    plain = _made(parameters, tmp_path / "litgpt", work / "data/tokenizer")
+    served = litgpt.LLM.load(str(tmp_path / "litgpt"), distribute=None)
+    served.distribute(devices=1, accelerator="cpu", precision="32-true")
+    said = served.generate("Once upon a time", temperature=0.0, top_k=None, top_p=0.0, max_new_tokens=12)
+    ours = plain.generate(["Once upon a time"], Sampling(temperature=0, max_new_tokens=12))[0].text
+    assert said.strip() == ours.strip()
+
+
+def test_litgpt_serve_answers_over_http(work: Path, parameters: params.Params, tmp_path: Path) -> None:
+    pytest.importorskip("litserve", reason="litserve is not installed (uv run --with litserve)")
+    plain = _made(parameters, tmp_path / "litgpt", work / "data/tokenizer")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "litgpt", "serve", str(tmp_path / "litgpt"), "--accelerator", "cpu"]
+    command += ["--port", str(port), "--max_new_tokens", "12", "--temperature", "0", "--top_p", "0"]
+    asked = urllib.request.Request(
+        f"http://127.0.0.1:{port}/predict",
+        json.dumps({"prompt": "Once upon a time"}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            said = _answered(asked, server, until=time.monotonic() + 120)
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)  # it has workers of its own
+            server.wait()
+    ours = plain.generate(["Once upon a time"], Sampling(temperature=0, max_new_tokens=12))[0].text
+    assert said["output"].strip() == ours.strip()
+
+
+def _answered(asked: urllib.request.Request, server: subprocess.Popen[bytes], until: float) -> dict[str, str]:
+    while server.poll() is None and time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                return dict(json.load(answer))
+        except OSError:  # it does not listen yet
+            time.sleep(0.5)
+    raise AssertionError("litgpt serve does not answer")
+
+
 @torch.inference_mode()
 def test_cached_logits_equal_those_of_the_whole_text(any_kind: Generator) -> None:
     ids = [any_kind.encode(prompt) for prompt in PROMPTS]
@@ -120,6 +197,27 @@ def test_cached_logits_equal_those_of_the_whole_text(any_kind: Generator) -> Non
         torch.testing.assert_close(
             torch.stack([step[b] for step in logits]), whole_TV[len(row) - 1 :], rtol=0, atol=1e-4
         )
+
+
+@torch.inference_mode()
+def test_in_bfloat16_it_says_what_the_rounded_weights_say_up_to_rounding(any_kind: Generator) -> None:
+    half = Generator.open(any_kind.tokenizer_folder, dtype=torch.bfloat16)
+    assert {weight.dtype for weight in half.model.parameters()} == {torch.bfloat16}
+    exactly = rounded(half.model, torch.bfloat16)  # the same weights, computed in float32
+    off = []
+    for prompt in PROMPTS:
+        ids, decoder = half.encode(prompt), Decoder(half.model)
+        logits_1V = decoder.begin([ids], 12)
+        for _ in range(12):
+            expected_V = exactly(torch.tensor([ids]))[0, -1]
+            off.append(float((logits_1V[0].float() - expected_V).abs().max() / expected_V.abs().max()))
+            ids = [*ids, int(expected_V.argmax())]
+            logits_1V = decoder.step(torch.tensor(ids[-1:]))
+    assert np.median(off) < 0.03 and max(off) < 0.3, off  # most by rounding, a few by an expert that was nearly tied
+    half.end_ids = frozenset()
+    completion = half.generate(PROMPTS[:1], GREEDY)[0]
+    assert completion.n_tokens == 30
+    assert completion.text == "".join(half.stream(PROMPTS[0], GREEDY))
 
 
 # --- alone, in a batch, as a stream -----------------------------------------------------------------------------------
@@ -180,6 +278,22 @@ def test_an_end_token_of_the_generation_settings_counts_too(generator: Generator
     folder = shutil.copytree(generator.tokenizer_folder, tmp_path / "litgpt")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
     assert Generator.open(folder).end_ids == generator.end_ids | {7, 9}
+
+
+@pytest.mark.parametrize("end", [{"content": "<|endoftext|>", "lstrip": False}, None])
+def test_a_hub_folder_may_spell_its_end_token_as_an_object_or_have_none(
+    generator: Generator, tmp_path: Path, end: object
+) -> None:
+    to_huggingface(generator.model, generator.tokenizer_folder, tmp_path / "hf", "float32", 10**9)
+    (tmp_path / "hf/generation_config.json").unlink()
+    path = tmp_path / "hf/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": end}))
+    found = Generator.open(tmp_path / "hf")
+    assert found.end_ids == (generator.end_ids if end else frozenset())
+    assert found.generate(["Once"], Sampling(max_new_tokens=3))[0].n_tokens <= 3
+    path.write_text("[")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is no JSON"):
+        Generator.open(tmp_path / "hf")
 
 
 def test_rows_of_the_embedding_without_a_token_are_never_chosen(

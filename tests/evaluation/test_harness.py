@@ -64,10 +64,15 @@ def test_answers_as_our_own_model_would(task: str, model: MoEGPT, work: Path) ->
     assert found == {"endings": {"acc": sum(right) / len(right)}}
 
 
-def test_a_missing_or_broken_task_file_is_named(model: MoEGPT, work: Path, tmp_path: Path) -> None:
+def test_a_task_file_that_is_missing_broken_or_without_its_data_is_named_before_anything_is_computed(
+    task: str, tmp_path: Path
+) -> None:
+    harness.check([task])
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
         harness.check(["nowhere.yaml"])
-    broken = tmp_path / "broken.yaml"
+    broken, alone = tmp_path / "broken.yaml", tmp_path / "alone.yaml"
     broken.write_text("task: [", encoding="utf-8")
-    with pytest.raises(UserError, match=r"broken\.yaml"):
-        harness.run(model, work / "data/tokenizer", [str(broken)], torch.device("cpu"), batch_size=2)
+    alone.write_text(TASK.format(data=tmp_path / "lost.jsonl"), encoding="utf-8")
+    for path in (broken, alone):
+        with pytest.raises(UserError, match=path.name):
+            harness.check([task, str(path)])

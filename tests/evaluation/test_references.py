@@ -32,7 +32,7 @@ class Textbook:
         if 0 in n[1:]:
             return y, y, y
         three = (1 - 2 * y * n[2] / n[1], 2 - 3 * y * n[3] / n[2], 3 - 4 * y * n[4] / n[3])
-        return tuple(min(max(d, 0.0), k) for d, k in zip(three, (1.0, 2.0, 3.0), strict=True))  # type: ignore[return-value]
+        return tuple(min(max(d, references._LEAST_DISCOUNT), k) for d, k in zip(three, (1.0, 2.0, 3.0), strict=True))  # type: ignore[return-value]
 
     def p(self, token: int, history: tuple[int, ...], n: int | None = None) -> float:
         n = min(self.order, len(history) + 1) if n is None else n
@@ -71,6 +71,22 @@ def test_a_text_too_small_for_three_discounts_equals_the_textbook() -> None:
     plain = Textbook(train.tolist(), 3, vocab_size=4)
     expected = [-math.log(plain.p(int(held_out[i]), tuple(held_out[:i].tolist()))) for i in range(1, 5)]
     np.testing.assert_allclose(KneserNey(train, 3, vocab_size=4).nats(held_out), expected, rtol=1e-10)
+
+
+def test_no_token_has_probability_0_where_the_estimated_discount_would_be_0() -> None:
+    """Twenty pairs come three times, one twice, one four times: by the formula a count of two is not discounted."""
+    times = [3] * 20 + [2, 4]
+    separator, train = 100, []
+    for pair, count in enumerate(times):
+        for _ in range(count):
+            train += [2 * pair, 2 * pair + 1, separator]
+            separator += 1
+    twice = 2 * times.index(2)
+    nats = KneserNey(np.array(train), 2, vocab_size=200).nats(np.array([twice, twice + 1, twice, 7]))
+    assert np.isfinite(nats).all()
+    plain = Textbook(train, 2, vocab_size=200)
+    assert plain.discounts[2][1] == references._LEAST_DISCOUNT
+    assert nats[-1] == pytest.approx(-math.log(plain.p(7, (twice,))))
 
 
 @pytest.mark.parametrize("history", [[2], [2, 7], [5, 5, 5, 5], [11], [1, 11, 4], "seen"])

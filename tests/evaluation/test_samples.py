@@ -29,6 +29,7 @@ def test_a_copied_story_is_found_and_marked(work: Path) -> None:
     starts = tokens.documents(work / "data/tokens/train")
     index = Index(store.read(0, store.n_tokens))
     story = tokenizer.decode(store.read(int(starts[3]), int(starts[4]) - 1).tolist())
+    assert story.rstrip(" \"'”").endswith((".", "!", "?"))
     copied = Told(1.0, Completion(story[:9], story[9:], 50, "end"))
     own = Told(1.0, Completion("One day", " zq xj" * 10 + story[100:160], 40, "length"))
     found = samples.describe([copied, own], tokenizer, index)
@@ -62,6 +63,47 @@ def test_overlap_of_texts_never_seen_is_short(work: Path) -> None:
     tokenizer = vocabulary.load(work / "data/tokenizer")
     store = tokens.TokenStore(work / "data/tokens/train")
     index = Index(store.read(0, store.n_tokens))
-    assert samples.overlaps(["zq xj vw kp zz"] * 3, tokenizer, index, 100) < 4
+    assert samples.overlaps(["zq xj vw kp zz"] * 3, tokenizer, index, [8]) < 4
     text = tokenizer.decode(store.read(0, 30).tolist())
-    assert samples.overlaps([text], tokenizer, index, 12) == np.mean([12])
+    assert samples.overlaps([text], tokenizer, index, [12]) == 12
+
+
+def test_held_out_texts_are_cut_to_the_lengths_of_the_stories(work: Path) -> None:
+    tokenizer = vocabulary.load(work / "data/tokenizer")
+    store = tokens.TokenStore(work / "data/tokens/train")
+    index = Index(store.read(0, store.n_tokens))
+    texts = [tokenizer.decode(store.read(0, n).tolist()) for n in (20, 40, 60)]  # so an overlap is a cut's length
+    assert samples.overlaps(texts, tokenizer, index, [30, 10, 50]) == np.mean([30, 10, 50])
+    assert samples.overlaps(texts, tokenizer, index, [1000]) == 60  # none is that long: the longest
+
+
+@pytest.mark.parametrize(
+    ("text", "proper"),
+    [
+        ("They went home.", True),
+        ('She said, "Good night!"  \n', True),
+        ("“Was it you?” (No…)", True),
+        ("他们回家了。", True),
+        ("她说：「晚安！」", True),
+        ("妈妈笑着说：“好！”", True),
+        ("They went home", False),
+        ('He said, "', False),
+        ("and then, ", False),
+        ("他们回家了，", False),
+        ("", False),
+        ('"', False),
+    ],
+)
+def test_a_story_ends_properly_with_a_closed_sentence(text: str, proper: bool) -> None:
+    assert samples.ends_properly(text) == proper
+
+
+def test_a_story_that_stops_within_a_sentence_does_not_count_as_ended(work: Path) -> None:
+    words = vocabulary.load(work / "data/tokenizer")
+    told = [
+        Told(1.0, Completion("One day", text, 9, reason))
+        for text, reason in ((" it rained.", "end"), (" it rained and", "end"), (" it rained.", "length"))
+    ]
+    found = samples.describe(told, words, None)
+    assert [(s["stops"], s["ends"]) for s in found["stories"]] == [(True, True), (True, False), (False, False)]
+    assert found["by_temperature"][0]["ends"] == pytest.approx(1 / 3)

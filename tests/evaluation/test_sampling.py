@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 from transformers.generation import logits_process
 
 from pipeline.errors import UserError
-from pipeline.evaluation.sampling import Sampling, draw, shaped, uniforms
+from pipeline.evaluation.sampling import Sampling, draw, exact, shaped, uniforms
 
 SETTINGS = st.builds(
     Sampling,
@@ -61,6 +61,10 @@ def test_the_draw_follows_the_softmax() -> None:
     share_V = token_B.bincount(minlength=5) / n
     expected_V = logits_V.softmax(0)
     assert ((share_V - expected_V).abs() < 5 * (expected_V * (1 - expected_V) / n).sqrt() + 1e-9).all()
+
+
+def test_the_draw_stays_on_its_device_but_for_mps_which_has_no_float64() -> None:
+    assert [str(exact(torch.device(name))) for name in ("cpu", "cuda:1", "mps")] == ["cpu", "cuda:1", "cpu"]
 
 
 @pytest.mark.parametrize("uniform", [2.0**-60, 0.5, 1.0])

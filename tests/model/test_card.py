@@ -20,6 +20,8 @@ FACTS = {
     "active_parameters": 654_321,
     "max_logit_difference": 2e-6,
     "positions_equal": 1000,
+    "near_ties": 0,
+    "greedy_tokens": 128,
     "greedy_tokens_equal": 128,
 }
 STORIES = [
@@ -101,6 +103,16 @@ def test_the_text_tells_figures_samples_parameters_and_hashes(reports: Path, fol
         assert hashing.file_sha256(folder / name) in text
     shown = text.split("```yaml\n")[1].split("```")[0]
     assert params.validate(yaml.safe_load(shown)) == parameters()  # a run can be repeated from the card alone
+
+
+def test_what_is_equal_in_part_does_not_read_as_whole(tmp_path: Path, folder: Path) -> None:
+    card.write(parameters(), tmp_path / "none", folder, FACTS)
+    whole = (folder / "README.md").read_text(encoding="utf-8")
+    assert "at 1000 positions" in whole and "(128 of 128)" in whole and "rounding" not in whole
+    card.write(parameters(), tmp_path / "none", folder, FACTS | {"near_ties": 24, "greedy_tokens_equal": 100})
+    part = (folder / "README.md").read_text(encoding="utf-8")
+    assert "(100 of 128)" in part
+    assert "In the rest (24 positions, 28 tokens) rounding had decided" in part
 
 
 def test_reports_that_are_not_there_are_left_out(tmp_path: Path, folder: Path) -> None:

@@ -41,7 +41,11 @@ class Hub(BaseHTTPRequestHandler):
         return False
 
     def do_GET(self) -> None:
-        if self._allowed() and self.path.startswith("/api/models/me/stories"):
+        if not self._allowed():
+            return
+        if self.path.startswith("/api/models/me/stories/tree/main"):
+            self._answer([{"type": "file", "path": p, "size": 1, "oid": "0" * 40} for p in self.server.files])
+        elif self.path.startswith("/api/models/me/stories"):
             self._answer({"id": "me/stories", "private": self.server.private, "siblings": [], "sha": "0" * 40})
 
     def do_PUT(self) -> None:  # where the LFS batch sent the client: the address is the secret
@@ -78,6 +82,8 @@ class Hub(BaseHTTPRequestHandler):
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     self.server.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                elif entry["key"] == "deletedFile":
+                    del self.server.files[entry["value"]["path"]]
                 elif entry["key"] == "lfsFile":
                     self.server.files[entry["value"]["path"]] = self.server.files.pop(f"/lfs/{entry['value']['oid']}")
             self._answer({"commitUrl": f"{url}/me/stories/commit/{'0' * 40}", "commitOid": "0" * 40})
@@ -141,6 +147,16 @@ def test_every_file_arrives_in_a_private_repository(folder: Path, server: Thread
     assert server.private is True
     assert "('model.safetensors', 10240)" in done.stdout
     assert TOKEN not in done.stdout + done.stderr
+
+
+def test_files_of_an_earlier_export_go_and_the_owners_own_stay(folder: Path, server: ThreadingHTTPServer) -> None:
+    earlier = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "stories-q8_0.gguf")
+    own = ("LICENSE", "pictures/cat.png", ".gitattributes")
+    server.files |= dict.fromkeys([*earlier, *own, "config.json"], b"old")
+    done = pushed(folder, server)
+    assert done.returncode == 0, done.stderr
+    assert set(server.files) == {*own, "README.md", "config.json", "model.safetensors"}
+    assert server.files["config.json"] == (folder / "config.json").read_bytes()
 
 
 def test_public_is_said_so(folder: Path, server: ThreadingHTTPServer) -> None:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 from pipeline import hashing, params
 from pipeline.errors import UserError
 from pipeline.model import build, checkpoint_folder, huggingface, stock
+from tests.isolation import WITHOUT_OUR_CODE
 from tests.model.small import ROOT, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # experts of width 0
@@ -140,14 +141,38 @@ def test_any_model_that_params_allow_has_a_place_for_every_weight_in_its_stock_c
     assert all(torch.equal(back[name], weight) for name, weight in state.items())
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_is_proved_exportable_at_smaller_widths(preset: str) -> None:
+def _shrunk(preset: str) -> params.Model:
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
         composed = OmegaConf.to_container(compose("config", overrides=[f"model={preset}"]).model, resolve=True)
     model = params.Model.model_validate(composed)
     small = huggingface._narrow(model).model_copy(update={"block_size": 64})
     assert small.stock_class == model.stock_class
-    assert model.stock_class in huggingface.prove_exportable(small, 300)
+    return small
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_proved_exportable_at_smaller_widths(preset: str) -> None:
+    small = _shrunk(preset)
+    assert small.stock_class in huggingface.prove_exportable(small, 300)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_the_logits_and_greedy_tokens_of_its_weights_rounded_to_any_dtype(
+    preset: str, dtype: torch.dtype, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    gpt = trained(_shrunk(preset))
+    report = export(gpt, tokenizer_folder, tmp_path / "hf", str(dtype).removeprefix("torch."))
+    assert report["class"] == gpt.params.stock_class and report["max_logit_difference"] <= 1e-4
+    assert report["positions_equal"] >= 200 and report["greedy_tokens_equal"] >= 100 and report["greedy_tokens"] == 128
+
+    # independent of the export's own check: another prompt, weights rounded by plain transformers
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=dtype).float().eval()
+    idx_BT = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours_BTV = huggingface.rounded(gpt, dtype)(idx_BT)[..., :300]
+        difference_BT = (stock(idx_BT).logits - ours_BTV).abs().amax(-1)
+    assert difference_BT.median() <= 1e-5 and (difference_BT <= 1e-4).float().mean() > 0.8
 
 
 def test_a_large_architecture_is_proved_narrowed() -> None:
@@ -162,6 +187,36 @@ def test_the_proof_fails_for_a_structure_that_transformers_reads_differently(mon
     monkeypatch.setattr(huggingface, "stock_config", without_scaling)
     with pytest.raises(RuntimeError, match="other logits"):
         huggingface.prove_exportable(tiny(rope_scaling=STRETCHED), 300)
+
+
+def test_greedy_tokens_that_count_as_equal_are_those_that_the_model_itself_writes(
+    tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpt = trained(tiny())
+    assert (report := export(gpt, tokenizer_folder, tmp_path / "hf"))["greedy_tokens_equal"] == report["greedy_tokens"]
+    prompt_BT = torch.randint(300, (4, 64), generator=torch.Generator().manual_seed(0))[:, :32]
+    own_BT = prompt_BT
+    with torch.no_grad():
+        for _ in range(32):
+            own_BT = torch.cat((own_BT, gpt(own_BT)[:, -1:, :300].argmax(-1)), 1)
+    stock = huggingface.load_stock(tmp_path / "hf")
+    stock.generation_config.eos_token_id = None
+    plain = {"max_new_tokens": 32, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(stock.generate(prompt_BT, attention_mask=torch.ones(4, 32).long(), **plain), own_BT)
+
+    # a stock model whose last ten tokens are others
+    astray_BT = torch.cat((own_BT[:, :54], (own_BT[:, 54:] + 1) % 300), 1)
+    monkeypatch.setattr(type(stock), "generate", lambda *_, **__: astray_BT)
+    with pytest.raises(RuntimeError, match="continues a prompt with other tokens"):
+        huggingface.compare(gpt, tmp_path / "hf", 300)
+    logits = huggingface._logits
+
+    def tied_there(model: Any, idx_BT: torch.Tensor, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return logits(model, idx_BT, vocab_size)[0], (torch.arange(idx_BT.size(1)) >= 53).expand(idx_BT.shape)
+
+    monkeypatch.setattr(huggingface, "_logits", tied_there)
+    parity = huggingface.compare(gpt, tmp_path / "hf", 300)
+    assert (parity.generated_equal, parity.generated) == (4 * 22, 4 * 32)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -216,6 +271,19 @@ def test_padding_rows_are_left_out_so_that_no_sampler_draws_them(tokenizer_folde
     assert json.loads((tmp_path / "hf/config.json").read_text())["vocab_size"] == 300
 
 
+@pytest.mark.parametrize("changes", [DENSE, {}, {"tie_embeddings": False, "n_shared_expert": 1}])
+def test_parameters_are_counted_as_they_stand_in_the_file(
+    changes: dict[str, Any], tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    gpt = trained(tiny(padding_multiple=128, **changes))
+    report = export(gpt, tokenizer_folder, tmp_path / "hf")
+    weights = load_file(tmp_path / "hf/model.safetensors")
+    added = [name for name in weights if name.endswith("shared_expert_gate.weight")]  # zeros of the stock class
+    assert report["parameters"] == sum(weights[name].numel() for name in weights if name not in added)
+    idle = 2 * 3 * 3 * 32 * 32 if gpt.params.n_expert else 0  # 2 of 4 experts, 3 layers, 3 matrices
+    assert report["active_parameters"] == report["parameters"] - idle
+
+
 def test_generation_settings_and_tokenizer_are_those_of_the_tokenizer(tokenizer_folder: Path, tmp_path: Path) -> None:
     export(trained(tiny()), tokenizer_folder, tmp_path / "hf")
     words = AutoTokenizer.from_pretrained(tmp_path / "hf")
@@ -238,13 +306,11 @@ def test_a_chat_template_travels_with_the_tokenizer(tokenizer_folder: Path, tmp_
 
 def test_plain_transformers_needs_none_of_our_code(tokenizer_folder: Path, tmp_path: Path) -> None:
     export(trained(tiny(norm_qk=True, moe_every=2)), tokenizer_folder, tmp_path / "hf")
-    program = (
-        "import sys\n"
+    program = WITHOUT_OUR_CODE + (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         "words, model = AutoTokenizer.from_pretrained('hf'), AutoModelForCausalLM.from_pretrained('hf')\n"
         "prompt = words('Once upon a time', return_tensors='pt', return_token_type_ids=False)\n"
         "print(repr(words.decode(model.generate(**prompt, max_new_tokens=5)[0])))\n"
-        "assert not any(name.split('.')[0] in ('pipeline', 'litgpt') for name in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -295,6 +361,13 @@ def _set(folder: Path, **settings: Any) -> None:
         ({"hidden_size": 64, "head_dim": 8}, "has shape"),
         ({"shared_expert_intermediate_size": 33}, "shared_expert_intermediate_size = 33"),
         ({"num_attention_heads": 3}, "config.json"),
+        ({"num_attention_heads": 0, "head_dim": None}, "config.json"),
+        ({"moe_intermediate_size": 0}, "config.json"),
+        ({"mlp_only_layers": 1}, "config.json"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "config.json"),
+        ({"rope_parameters": 7}, "config.json"),
+        ({"hidden_size": "wide"}, "config.json"),
+        ({"architectures": [["Qwen2MoeForCausalLM"]]}, r"a \['Qwen2MoeForCausalLM'\]; allowed"),
     ],
 )
 def test_an_import_of_what_is_not_ours_says_which_setting(exported: Path, changed: dict[str, Any], words: str) -> None:
@@ -322,6 +395,33 @@ def test_an_import_names_damage(exported: Path) -> None:
         huggingface.from_huggingface(exported, exported.parent / "into")
     with pytest.raises(UserError, match=r"no config\.json"):
         huggingface.from_huggingface(exported.parent, exported.parent / "into")
+
+
+@pytest.mark.parametrize("index", ["[", "[]", "{}", '{"weight_map": null}', '{"weight_map": {"a": 3}}'])
+def test_an_import_names_an_index_that_is_none(exported: Path, index: str) -> None:
+    (exported / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match="damaged"):
+        huggingface.from_huggingface(exported, exported.parent / "into")
+
+
+@pytest.mark.parametrize("into", [".", "work", "work/..", "work/letter.txt", ""])
+def test_an_import_destroys_nothing_that_is_no_checkpoint(
+    exported: Path, into: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(exported.parent)
+    Path("work").mkdir()
+    Path("work/letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="name a new one"):
+        huggingface.from_huggingface(exported, Path(into))
+    assert Path("work/letter.txt").read_text() == "dear"
+
+
+def test_an_import_replaces_a_checkpoint_and_fills_an_empty_folder(exported: Path) -> None:
+    into = exported.parent / "into"
+    into.mkdir()
+    for _ in range(2):
+        huggingface.from_huggingface(exported, into)
+    assert checkpoint_folder.load(into).params.n_shared_expert == 1
 
 
 def test_an_import_reads_what_transformers_itself_writes(tmp_path: Path) -> None:
