@@ -11,8 +11,8 @@ from pipeline import console
 
 def compose(output: Path, configs: Path = Path("configs"), overrides: list[str] | None = None) -> None:
     """Write the parameters that `configs` and the overrides give to `output`."""
-    no_plugins = str(configs.resolve())
-    compose_and_dump(output, str(configs.resolve()), None, "config", no_plugins, overrides or [])
+    folder = str(configs.resolve())
+    compose_and_dump(output, folder, None, "config", folder, overrides or [])  # its hydra_plugins/ are found there
 
 
 if __name__ == "__main__":

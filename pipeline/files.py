@@ -17,6 +17,20 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Yield `path` as an empty folder to work in, and remove it at the end.
+
+    The name is fixed so that what a killed run left there is found and removed by the next one.
+    """
+    _remove(path)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        _remove(path)
+
+
+@contextmanager
 def written_whole(path: Path | str) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or folder to; rename it to `path` when the block ends well.
 

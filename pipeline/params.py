@@ -8,6 +8,7 @@ without changing a result, and a misspelt key is refused with the nearest known 
 """
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline import derived
 from pipeline.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -52,19 +54,27 @@ class Bundled(_Download):
 
 class Local(_Text):
     source: Literal["local"]
-    path: str = Field(min_length=1, description="a file or folder: .txt, .jsonl, .parquet, each also .gz or .zst")
+    path: str = Field(min_length=1, description="file, folder or glob: .txt, .jsonl, .parquet, each also .gz or .zst")
     pattern: str = Field(min_length=1, description="which files of a folder, as a glob")
+
+    @model_validator(mode="after")
+    def _watch_is_no_glob(self) -> Self:
+        if any(sign in self.watch for sign in "*?[") and not Path(self.watch).exists():
+            raise ValueError(
+                f"watch: {self.watch!r} is a glob, and DVC hashes a file or folder; set it to the folder of the files"
+            )
+        return self
 
 
 class HuggingFace(_Text):
     source: Literal["huggingface"]
     repo: str | None = Field(description="data set on the Hugging Face Hub, as owner/name")
     revision: str | None = Field(description="commit, tag or branch; a commit pins the data")
-    config: str | None = Field(description="folder or configuration inside the data set; null: all")
+    config: str | None = Field(description="configuration that the data set's card declares, or a folder; null: all")
     splits: dict[Literal["train", "val"], str] = Field(
-        min_length=1, description="glob of the files of each split, e.g. {train: '*train*.txt'}"
+        min_length=1, description="glob of each split's files, or of its name in a declared config: {train: '*train*'}"
     )
-    licence: str | None = Field(description="licence of the data, for the manifest and the model card")
+    licence: str | None = Field(description="licence of the data, for the manifest; null: as the data set's card says")
 
     @model_validator(mode="after")
     def _repo_given(self) -> Self:
@@ -84,6 +94,10 @@ class Url(_Text):
     def _urls_given(self) -> Self:
         if not self.urls:
             raise ValueError("urls: give at least one address, as in -S 'download.urls=[https://…]'")
+        if odd := [url for url in self.urls if not re.match(r"https?://[^/]", url)]:
+            raise ValueError(f"urls: {odd[0]!r}; allowed: addresses that begin with http:// or https://")
+        if len(set(self.urls)) < len(self.urls):
+            raise ValueError(f"urls: {max(self.urls, key=self.urls.count)!r} stands there twice; name each file once")
         if self.sha256 and len(self.sha256) != len(self.urls):
             raise ValueError(f"sha256: {len(self.sha256)} given for {len(self.urls)} urls; one each, or none")
         return self
@@ -121,13 +135,14 @@ class NearDuplicates(Section):
     """MinHash LSH (Broder 1997): shingles of words, `bands` x `rows` hashes."""
 
     enabled: bool
-    shingle_words: Positive
+    shingle_words: Positive = Field(description="words in a row that are compared; each Han character is a word")
     bands: Positive
     rows: Positive
     threshold: Fraction = Field(description="estimated Jaccard similarity from which two documents are one")
 
 
 class Clean(Section):
+    watch: str = Field(description="file or folder whose content DVC watches for this stage: that of decontaminate")
     fix_encoding: bool = Field(description="repair mojibake with ftfy")
     unicode_form: Literal["NFC", "NFKC", "none"]
     tidy_whitespace: bool = Field(description="drop control characters, even out white space")
@@ -140,7 +155,7 @@ class Clean(Section):
     near_duplicates: NearDuplicates
     decontaminate: list[str] = Field(description="files whose n-grams must not stand in the training set")
     decontaminate_val: bool = Field(description="drop training documents that share an n-gram with val")
-    decontaminate_ngram: Positive = Field(description="words in a row that count as the same")
+    decontaminate_ngram: Positive = Field(description="words in a row that count as the same; a Han character is one")
     mask_personal_data: bool = Field(description="replace e-mail addresses, phone numbers and IP addresses")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(description="share of documents for validation, by hash")
 
@@ -257,73 +272,15 @@ class Model(Section):
 
     @property
     def stock_class(self) -> str:
-        """Name of the transformers class that represents this model exactly; ValueError where there is none."""
-        if not self.n_expert or self.twin != "none":
-            return "Qwen3ForCausalLM" if self.norm_qk else "LlamaForCausalLM"
-        if self.router == "sigmoid":
-            if self.n_expert < 2:
-                raise ValueError("n_expert: router: sigmoid needs at least 2 to be exported")
-            if self.moe_layers != list(range(self.moe_layers[0], self.n_layer)):
-                raise ValueError(
-                    f"moe_every: {self.moe_every} with router: sigmoid is no class of transformers that this project "
-                    "exports to; take moe_every: 1 (first_k_dense_replace gives dense layers) or router: softmax"
-                )
-            return "Glm4MoeForCausalLM"
-        if self.routed_scaling_factor != 1:
-            raise ValueError(
-                f"routed_scaling_factor: {self.routed_scaling_factor} with router: softmax cannot be exported; "
-                "take 1.0, or router: sigmoid"
-            )
-        if self.norm_qk and self.n_shared_expert:
-            raise ValueError(
-                f"n_shared_expert: {self.n_shared_expert} with norm_qk and router: softmax cannot be exported; "
-                "take 0, or norm_qk: false, or router: sigmoid"
-            )
-        if self.norm_qk:
-            return "Qwen3MoeForCausalLM"
-        plain = len(self.moe_layers) == self.n_layer and not self.n_shared_expert and self.norm_topk_prob
-        return "MixtralForCausalLM" if plain else "Qwen2MoeForCausalLM"
+        return derived.stock_class(self)
 
     @property
     def gguf_architecture(self) -> str:
-        """Name of the architecture of llama.cpp that computes this model; ValueError where there is none.
-
-        What each can do stands in llama.cpp's src/models/{llama,qwen3,qwen2moe,qwen3moe}.cpp.
-        """
-        stock = self.stock_class
-        if stock == "Glm4MoeForCausalLM":
-            raise ValueError("router: sigmoid has no GGUF form in this project; take softmax, or export.gguf: []")
-        architecture = {
-            "LlamaForCausalLM": "llama",
-            "Qwen3ForCausalLM": "qwen3",
-            "MixtralForCausalLM": "llama",
-            "Qwen2MoeForCausalLM": "qwen2moe",
-            "Qwen3MoeForCausalLM": "qwen3moe",
-        }[stock]
-        if architecture != "llama" and self.rope_scaling:
-            raise ValueError(f"rope_scaling: llama.cpp has none for {architecture}; take null, or export.gguf: []")
-        if architecture.endswith("moe") and len(self.moe_layers) < self.n_layer:
-            raise ValueError(
-                f"moe_every: llama.cpp has no dense layers in {architecture}; take moe_every: 1 and "
-                "first_k_dense_replace: 0, or export.gguf: []"
-            )
-        if architecture.endswith("moe") and self.norm_topk_prob != (architecture == "qwen3moe"):
-            raise ValueError(
-                f"norm_topk_prob: llama.cpp's {architecture} has {str(not self.norm_topk_prob).lower()}; "
-                "take that, or export.gguf: []"
-            )
-        if architecture == "qwen2moe" and not self.n_shared_expert:
-            raise ValueError("n_shared_expert: llama.cpp's qwen2moe needs one; or set export.gguf: []")
-        if architecture == "qwen2moe" and (self.head_size or 0) * self.n_head not in (0, self.n_embd):
-            raise ValueError("head_size: llama.cpp's qwen2moe has n_embd / n_head; take null, or export.gguf: []")
-        return architecture
+        return derived.gguf_architecture(self)
 
     @property
     def moe_layers(self) -> list[int]:
-        """Indices (from 0) of the layers that hold experts."""
-        if not self.n_expert:
-            return []
-        return [i for i in range(self.first_k_dense_replace, self.n_layer) if (i + 1) % self.moe_every == 0]
+        return derived.moe_layers(self)
 
 
 # --- train ------------------------------------------------------------------------------------------------------------
@@ -392,8 +349,7 @@ class Train(Section):
 
     @property
     def accumulation(self) -> int:
-        """Micro batches that each device adds up for one optimizer step."""
-        return self.global_batch_size // (self.micro_batch_size * self.devices * self.num_nodes)
+        return derived.accumulation(self)
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

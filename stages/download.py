@@ -1,12 +1,12 @@
 """Stage download: the corpus → data/raw. Run as `python -m stages.download` from the root."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from pipeline import console
+from pipeline.files import scratch
 from pipeline.stage import RAW, stage
 
 app = typer.Typer(add_completion=False)
@@ -24,9 +24,8 @@ def main(
 
         wanted = job.params.download
         if isinstance(wanted, Wandb):
-            RAW.parent.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=RAW.parent, prefix=".artifact-") as folder:
-                fetched = source_artifact(str(wanted.artifact), Path(folder) / "files")
+            with scratch(RAW.with_name(".artifact")) as folder:
+                fetched = source_artifact(str(wanted.artifact), folder / "files")
                 origin = {"revision": fetched.name, "content_hash": fetched.content_hash}
                 report = sources.download(wanted, RAW, (fetched.path, origin))
         else:

@@ -25,6 +25,24 @@ def test_the_committed_file_is_what_the_configs_compose(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "section", "watch"),
+    [
+        (["download=local", "download.path='tests/corpus/*/[ab]*.txt'"], "download", "tests/corpus"),
+        (["download=local", "download.path=tests/conftest.py"], "download", "tests/conftest.py"),
+        (["download=local", "download.path=absent.txt"], "download", "configs/download/local.yaml"),
+        (["clean.decontaminate=[]"], "clean", "configs/clean/default.yaml"),
+        (["clean.decontaminate=[tests/conftest.py]"], "clean", "tests/conftest.py"),
+        (["clean.decontaminate=[tests/conftest.py,tests/corpus/serving.py]"], "clean", "tests"),
+        (["tokenizer=adopt", "tokenizer.path=LICENSE"], "tokenizer", "LICENSE"),
+        (["tokenizer=adopt", "tokenizer.path=owner/name"], "tokenizer", "configs/tokenizer/adopt.yaml"),
+        (["tokenizer=gpt2"], "tokenizer", "configs/tokenizer/gpt2.yaml"),
+    ],
+)
+def test_what_dvc_watches_follows_from_the_paths(overrides, section, watch, tmp_path):
+    assert composed(tmp_path, *overrides)[section]["watch"] == watch
+
+
+@pytest.mark.parametrize(
     ("group", "name"),
     [(path.parent.name, path.stem) for path in sorted((ROOT / "configs").glob("*/*.yaml"))],
 )
@@ -56,6 +74,7 @@ def test_every_preset_is_valid_or_says_what_it_needs(group, name, tmp_path):
         (["train.device=cpu", "train.precision=16-mixed"], "train.precision: 16-mixed needs a GPU"),
         (["train.global_batch_size=17"], "train.global_batch_size: 17 is no multiple"),
         (["download.source=locla"], "download.source = 'locla'; allowed: 'bundled'"),
+        (["download=local", "download.watch='books/*.txt'"], "download.watch: 'books/*.txt' is a glob"),
         (["train.optimizer.name=adam"], "did you mean adamw?"),
         (["model.vocab_size=300"], "model.vocab_size: 300 is less than tokenizer.vocab_size"),
         (["tokenizer.vocab_size=100"], "tokenizer.vocab_size: 100 is too small"),

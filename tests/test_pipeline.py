@@ -222,6 +222,29 @@ def test_a_misspelt_override_is_refused_in_the_first_second(clone, repro):
     assert "Traceback" not in output
 
 
+def test_an_edit_of_a_file_behind_a_glob_or_of_a_benchmark_is_noticed(tmp_path):
+    folder = new_clone(tmp_path / "project")
+    config = folder / "configs" / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace("download: {documents: 300}\n", ""), "utf-8")
+    told = [story.text.replace("\n", " ") for story in stories(40, seed=5)]
+    (folder / "books").mkdir()
+    (folder / "books" / "a.txt").write_text("\n".join(told[:20]), "utf-8")
+    (folder / "books" / "b.txt").write_text("\n".join(told[20:]), "utf-8")
+    (folder / "books" / "notes.md").write_text("No story.", "utf-8")
+    (folder / "bench.txt").write_text("A question of thirteen words and more that no story in this corpus has asked.")
+    chosen = ["-S", "download=local", "-S", "download.path=books/*.txt", "-S", "clean.decontaminate=[bench.txt]"]
+    assert ran(run(folder, "dvc", "exp", "run", *chosen, "clean")) == ["download", "clean"]
+    assert metrics(folder, "clean")["documents_in"] == 40
+    (folder / "bench.txt").write_text(told[30], "utf-8")
+    assert ran(run(folder, "dvc", "repro", "clean")) == ["clean"]
+    assert metrics(folder, "clean")["dropped"]["benchmark_overlap"]["documents"] >= 1
+    (folder / "books" / "b.txt").write_text("\n".join(told[25:]), "utf-8")
+    assert ran(run(folder, "dvc", "repro", "clean")) == ["download", "clean"]
+    assert metrics(folder, "clean")["documents_in"] == 35
+    refused = run(folder, "dvc", "exp", "run", "-S", "download=local", "-S", "download.path=*.txt", check=False)
+    assert "*.txt: DVC must watch the folder of a glob, so name one" in refused
+
+
 def test_the_same_stories_in_any_file_format_give_the_same_tokens(tmp_path):
     texts = [story.text for story in stories(120, seed=5)]
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()

@@ -73,6 +73,7 @@ def _from_hub(repo: str, revision: str | None) -> tuple[Path, str]:
         EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -94,6 +95,8 @@ def _from_hub(repo: str, revision: str | None) -> tuple[Path, str]:
                 raise
             except EntryNotFoundError:
                 continue
+    except HFValidationError as error:
+        raise UserError(f"{where}: no such file or folder, and no Hub id ({str(error).rstrip('.')})") from None
     except GatedRepoError:
         raise UserError(f"{where}: its licence must be accepted on huggingface.co; then set HF_TOKEN") from None
     except RepositoryNotFoundError:

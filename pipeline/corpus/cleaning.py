@@ -8,13 +8,15 @@ written depend on the documents and the params alone, not on the runner, its thr
 """
 
 import os
+import socket
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # ours is shown; and no report to anyone of what was run
 os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
@@ -33,7 +35,7 @@ from pipeline.corpus.account import Account
 from pipeline.corpus.scrubbing import SCRUBBED, scrub
 from pipeline.corpus.shards import Shards, tables
 from pipeline.errors import UserError
-from pipeline.files import written_whole
+from pipeline.files import scratch, written_whole
 from pipeline.params import Clean
 
 SCHEMA = pa.schema([("text", pa.string()), ("source", pa.string()), ("id", pa.string())])
@@ -48,13 +50,12 @@ def clean(params: Clean, raw: Path, into: Path, plots: Path, runner: str | None 
     """
     shards = _raw_shards(raw)
     use_runner(runner)
-    into.parent.mkdir(parents=True, exist_ok=True)
     account = Account(params)
-    with TemporaryDirectory(dir=into.parent, prefix=".clean-") as work, written_whole(into) as folder:
-        keys, is_val, signatures = _scrub_all(params, shards, Path(work), account)
+    with scratch(into.with_name(".clean-work")) as work, written_whole(into) as folder:
+        keys, is_val, signatures = _scrub_all(params, shards, work, account)
         dropped = _duplicates(params, keys, is_val, signatures)
-        moved = _sides(keys, is_val, dropped == 0, by_hash=not account.splits_given)
-        dropped = _write(params, Path(work), folder, keys, is_val, dropped, account)
+        moved = _sides(keys, is_val, dropped == 0, not account.splits_given, _losses(raw, account, dropped))
+        dropped = _write(params, work, folder, keys, is_val, dropped, account)
     account.draw(plots)
     return account.report() | {"split": "as given" if account.splits_given else "by hash", "moved_to_fill_split": moved}
 
@@ -73,7 +74,17 @@ def _start(runner: str) -> None:
         return
     if find_spec("ray") is None:
         raise UserError("--runner ray: Ray is not installed; `uv sync --extra ray`")
-    daft.set_runner_ray(os.environ.get("RAY_ADDRESS"), noop_if_initialized=True)
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address and ":" in address:  # asked first, since Ray itself waits for minutes and then ends the process
+            place = urlsplit(address if "://" in address else f"//{address}")
+            socket.create_connection((place.hostname or "", place.port or 0), timeout=5).close()
+        daft.set_runner_ray(address, noop_if_initialized=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"RAY_ADDRESS = {address!r}: no Ray cluster answers ({error}); start one with `ray start --head`, "
+            "or unset it to clean on this machine"
+        ) from None
 
 
 # --- first pass: each document by itself ------------------------------------------------------------------------------
@@ -168,21 +179,34 @@ def _duplicates(
     return dropped
 
 
-def _sides(keys: np.ndarray, is_val: np.ndarray, stays: np.ndarray, by_hash: bool) -> int:
-    """See that both sides of the split have documents; few documents may all fall on one side, then one moves."""
+def _losses(raw: Path, account: Account, dropped: np.ndarray) -> str:
+    """What became of the raw documents, in words for an error."""
+    report = account.report()
+    lost = Counter({reason: entry["documents"] for reason, entry in report["dropped"].items()})
+    lost += Counter(dict(zip(Account.LATER, np.bincount(dropped, minlength=len(Account.LATER)).tolist(), strict=True)))
+    del lost["kept"]
+    why = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in lost.most_common())
+    return f"{raw} has {report['documents_in']:,} (dropped: {why or 'none'})"
+
+
+def _sides(keys: np.ndarray, is_val: np.ndarray, stays: np.ndarray, by_hash: bool, losses: str) -> int:
+    """See that both sides of the split have documents; few documents may all fall on one side, then one moves.
+
+    losses: what became of the other documents, for the errors.
+    """
     left = np.flatnonzero(stays)
     n_val = int(is_val[left].sum())
     if len(left) == 0:
-        raise UserError("clean: no document is left; see which step drops them (params clean.*)")
+        raise UserError(f"clean: no document is left: {losses}; see params clean.*, and reports/download.json")
     if 0 < n_val < len(left):
         return 0
     if len(left) == 1:
         raise UserError(
-            "clean: one document is left, and val needs one of its own; add documents, or see download.split"
+            f"clean: one document is left, and val needs one of its own: {losses}; add documents, or see download.split"
         )
     if not by_hash:
         side = "train" if n_val else "val"
-        raise UserError(f"clean: every {side} document of the source was dropped; see the steps in params clean.*")
+        raise UserError(f"clean: every {side} document of the source was dropped: {losses}; see params clean.*")
     pick = left[np.argmax(keys[left]) if n_val else np.argmin(keys[left])]
     is_val[pick] = not is_val[pick]
     side = "train" if n_val else "val"
@@ -205,8 +229,13 @@ def _write(
     """Write what stays to train and val; what overlaps with benchmarks or val is dropped from train here."""
     sought = decontamination.sought(params, lambda: _val_texts(work / "scrubbed", is_val & (dropped == 0)))
     row = 0
-    with Shards(folder / "train", SCHEMA) as train, Shards(folder / "val", SCHEMA) as val:
+    with (
+        Shards(folder / "train", SCHEMA) as train,
+        Shards(folder / "val", SCHEMA) as val,
+        console.progress("clean: writing", len(keys), "documents") as advance,
+    ):
         for table in tables(work / "scrubbed"):
+            advance(len(table))
             rows = slice(row, row + len(table))
             row += len(table)
             here, side = dropped[rows], is_val[rows]

@@ -1,5 +1,7 @@
 """Training documents that share a sequence of words with val or a benchmark (the n-gram rule of GPT-3, appendix C).
 
+A text shorter than a sequence is sought as a whole: it drops a training document that says the same and no more.
+
 for reason, ngrams in sought(params, val_texts).items():
     drop = overlaps(texts, params.decontaminate_ngram, ngrams)
 """
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.corpus.quality import Characters, ngrams, slices
+from pipeline.corpus.quality import Characters, ngrams, slices, whole_texts
 from pipeline.corpus.reading import ALLOWED, How, Reader, kind_of
 from pipeline.errors import UserError
 from pipeline.params import Clean
@@ -31,7 +33,7 @@ def overlaps(texts: pa.Array, n: int, ngram_hashes: np.ndarray) -> np.ndarray:
     hit = np.zeros(len(texts), bool)
     start = 0
     for part in slices(texts) if len(ngram_hashes) else ():
-        hash_G, document_G, _ = ngrams(Characters(part), n)
+        hash_G, document_G = _sequences(part, n)
         at = np.minimum(np.searchsorted(ngram_hashes, hash_G), len(ngram_hashes) - 1)
         hit[start + document_G[ngram_hashes[at] == hash_G]] = True
         start += len(part)
@@ -39,8 +41,16 @@ def overlaps(texts: pa.Array, n: int, ngram_hashes: np.ndarray) -> np.ndarray:
 
 
 def _hashes(batches: Iterable[pa.Array], n: int) -> np.ndarray:
-    hashes = [np.unique(ngrams(Characters(part), n)[0]) for batch in batches for part in slices(batch)]
+    hashes = [np.unique(_sequences(part, n)[0]) for batch in batches for part in slices(batch)]
     return np.unique(np.concatenate(hashes)) if hashes else np.zeros(0, np.uint64)
+
+
+def _sequences(texts: pa.Array, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hash and text of every n words in a row; a text that has fewer counts as a whole, or it would be overlooked."""
+    batch = Characters(texts)
+    hash_G, document_G, _ = ngrams(batch, n)
+    hash_S, document_S = whole_texts(batch, n)
+    return np.concatenate([hash_G, hash_S]), np.concatenate([document_G, document_S])
 
 
 def _file_texts(path: Path) -> pa.Array:

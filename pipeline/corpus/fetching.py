@@ -1,58 +1,61 @@
-"""Files from the network: addresses (resumed, checked, bounded) and data sets of the Hugging Face Hub.
+"""Files behind addresses: resumed, checked, bounded.
 
-    for url, path in urls(params.download, Path("data")): ...
-    hub = Hub(params.download, sampled=False)
-    for file in hub.files("data/train-*.parquet"): ...
+    for file in urls(params.download, Path("data")):
+        file.path, file.origin, file.revision
 
 What breaks off is tried again with growing pauses, and taken up where it stopped; a file counts only when whole.
 """
 
-import fnmatch
 import hashlib
 import json
+import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, TypeVar, cast
+from typing import Any
 
 import httpx
-import huggingface_hub
-from huggingface_hub import errors
 
 from pipeline import console
 from pipeline.corpus.reading import ALLOWED, kind_of
 from pipeline.errors import UserError
-from pipeline.params import HuggingFace, Url
+from pipeline.params import Url
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each further try
 _DOWNLOADS = ".downloads"  # beside data/raw: outlives a broken run, so that the next one goes on from it
-_STREAM_BLOCK = 8 * 2**20  # of a Hub file read in part
-T = TypeVar("T")
+_SECRET = re.compile(r"key|token|secret|signature|credential|password|^sig$", re.IGNORECASE)
 
 
-# --- addresses --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Fetched:
+    """A whole file on disk, the address that it is from (without login and keys), and which version it was there."""
+
+    path: Path
+    origin: str
+    revision: str | None
 
 
-def urls(params: Url, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (address, path of the whole file) for each of params.urls; the files lie under `folder`."""
+def urls(params: Url, folder: Path) -> Iterator[Fetched]:
+    """Fetch each of params.urls in turn; the files lie under `folder` until `forget`."""
     for number, url in enumerate(params.urls):
+        origin = without_secrets(url)
         name = PurePosixPath(httpx.URL(url).path).name
         if not kind_of(name)[0]:
-            raise UserError(f"download.urls: {url}: unknown type of file; {ALLOWED}")
-        path = _place(url, folder) / name
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _fetch(url, path, params.max_download_bytes)
+            raise UserError(f"download.urls: {origin}: unknown type of file; {ALLOWED}")
         expected = params.sha256[number].lower() if params.sha256 else None
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if expected and found != expected:
-            path.unlink()
-            raise UserError(f"{url}: its sha256 is {found}, not {expected} (download.sha256); it was thrown away")
-        yield url, path
+        path = _place(url, folder) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not (expected and path.exists() and _sha256(path) == expected):
+            _fetch(url, path, params.max_download_bytes, checked=expected is not None)
+            found = _sha256(path)
+            if expected and found != expected:
+                path.unlink()
+                raise UserError(
+                    f"{origin}: its sha256 is {found}, not {expected} (download.sha256); it was thrown away"
+                )
+        known = _known(path)
+        yield Fetched(path, origin, known.get("etag", "").strip('"') or known.get("modified"))
 
 
 def forget(addresses: list[str], folder: Path) -> None:
@@ -65,52 +68,78 @@ def forget(addresses: list[str], folder: Path) -> None:
         (folder / _DOWNLOADS).rmdir()
 
 
+def without_secrets(url: str) -> str:
+    """The address without a login and without the values of keys and signatures, fit for a manifest or a message."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise UserError(f"download.urls: {url!r} is no address ({error})") from None
+    if parsed.userinfo:
+        parsed = parsed.copy_with(username=None, password=None)
+    if any(_SECRET.search(name) for name in parsed.params):
+        parsed = parsed.copy_with(params={n: "***" if _SECRET.search(n) else v for n, v in parsed.params.items()})
+    return str(parsed)
+
+
 def _place(url: str, folder: Path) -> Path:
     return folder / _DOWNLOADS / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
-def _fetch(url: str, path: Path, max_bytes: int) -> None:
-    part, state = path.with_name(path.name + ".part"), path.with_name(path.name + ".state")
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _fetch(url: str, path: Path, max_bytes: int, checked: bool) -> None:
+    part, origin = path.with_name(path.name + ".part"), without_secrets(url)
     for pause in (*PAUSES, None):
         try:
-            _fetch_rest(url, part, state, max_bytes)
-            break
-        except (httpx.TransportError, _BrokenError) as error:
+            return _fetch_rest(url, path, part, max_bytes, checked)
+        except httpx.TooManyRedirects:
+            raise UserError(f"{origin}: the server sends it from one address to the next without end") from None
+        except (httpx.TransportError, BrokenError) as error:
             if pause is None:
                 have = (
                     f"{console.size(part.stat().st_size)} are kept for the next try" if part.exists() else "got nothing"
                 )
-                raise UserError(f"{url}: {_words(error)}; gave up after {len(PAUSES) + 1} tries, {have}") from None
-            console.warn(f"{url}: {_words(error)}; trying again in {pause:g} s")
+                raise UserError(f"{origin}: {words(error)}; gave up after {len(PAUSES) + 1} tries, {have}") from None
+            console.warn(f"{origin}: {words(error)}; trying again in {pause:g} s")
             time.sleep(pause)
-    state.unlink(missing_ok=True)
-    part.rename(path)
 
 
-def _fetch_rest(url: str, part: Path, state: Path, max_bytes: int) -> None:
-    """Fetch what is missing of `part`. A file that changed meanwhile (its ETag is in `state`) is begun anew."""
-    have = part.stat().st_size if part.exists() and state.exists() else 0
-    headers = {"Accept-Encoding": "identity"}
-    if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": json.loads(state.read_text())["etag"]}
-    with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as answer:
+def _fetch_rest(url: str, path: Path, part: Path, max_bytes: int, checked: bool) -> None:
+    """Fetch what is missing of `part`, then rename it to `path`.
+
+    What the server says of the version stands in a file beside it: a part of another version is begun anew, and a
+    whole file that an earlier run left is taken only if the server still has that version.
+    """
+    known, origin = _known(path), without_secrets(url)
+    have = part.stat().st_size if part.exists() and _strong(known) else 0
+    with httpx.stream("GET", url, headers=_asking(path, known, have), follow_redirects=True, timeout=30) as answer:
+        if answer.status_code == 304:
+            return
         if answer.status_code == 416:
             part.unlink()
-            raise _BrokenError("the server has no such part of the file; starting over")
+            raise BrokenError("the server has no such part of the file; starting over")
         if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
-            raise _BrokenError(f"the server answered {answer.status_code}")
+            raise BrokenError(f"the server answered {answer.status_code}")
         if answer.status_code not in (200, 206):
-            raise UserError(f"{url}: the server answered {answer.status_code} {answer.reason_phrase}")
+            raise UserError(f"{origin}: the server answered {answer.status_code} {answer.reason_phrase}")
+        path.unlink(missing_ok=True)
         have = have if answer.status_code == 206 else 0
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
-        etag = answer.headers.get("ETag", "")
-        if etag and not etag.startswith("W/"):
-            state.write_text(json.dumps({"etag": etag}))
-        else:
-            state.unlink(missing_ok=True)  # nothing tells whether the file stays the same: no resuming
-        what = f"fetch {PurePosixPath(part.name).stem}"
-        with part.open("ab" if have else "wb") as out, console.progress(what, total, "bytes") as advance:
+        if total is None and "Transfer-Encoding" not in answer.headers and not checked:
+            console.warn(
+                f"{origin}: the server does not say how long it is, so a file cut short would look whole; "
+                "give its sha256 (download.sha256) to be sure"
+            )
+        said = {"etag": answer.headers.get("ETag", ""), "modified": answer.headers.get("Last-Modified")}
+        _state(path).write_text(json.dumps(said))
+        with (
+            part.open("ab" if have else "wb") as out,
+            console.progress(f"fetch {path.name}", total, "bytes") as advance,
+        ):
             advance(have)
             for block in answer.iter_raw():  # as it arrives: what waits in a larger block is lost with the connection
                 have += len(block)
@@ -121,95 +150,38 @@ def _fetch_rest(url: str, part: Path, state: Path, max_bytes: int) -> None:
     if max(have, total or 0) > max_bytes:
         part.unlink()
         size = console.size(total) if total else f"more than {console.size(max_bytes)}"
-        raise UserError(f"{url}: {size}; download.max_download_bytes allows {console.size(max_bytes)}")
+        raise UserError(f"{origin}: {size}; download.max_download_bytes allows {console.size(max_bytes)}")
     if total is not None and have < total:
-        raise _BrokenError(f"the connection ended after {have:,} of {total:,} bytes")
+        raise BrokenError(f"the connection ended after {have:,} of {total:,} bytes")
+    part.rename(path)
 
 
-class _BrokenError(Exception):
+def _asking(path: Path, known: dict[str, Any], have: int) -> dict[str, str]:
+    headers = {"Accept-Encoding": "identity"}
+    if path.exists():
+        headers |= {"If-None-Match": known["etag"]} if known.get("etag") else {}
+        headers |= {"If-Modified-Since": known["modified"]} if known.get("modified") else {}
+    elif have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": known["etag"]}
+    return headers
+
+
+def _strong(known: dict[str, Any]) -> bool:
+    """Whether the version is known to the byte; without that, a part cannot be continued."""
+    return bool(known.get("etag")) and not known["etag"].startswith("W/")
+
+
+def _state(path: Path) -> Path:
+    return path.with_name(path.name + ".state")
+
+
+def _known(path: Path) -> dict[str, Any]:
+    return json.loads(_state(path).read_text()) if _state(path).exists() else {}
+
+
+class BrokenError(Exception):
     """A transfer that may succeed when tried again."""
 
 
-def _words(error: Exception) -> str:
+def words(error: Exception) -> str:
     return f"no connection ({error})" if isinstance(error, httpx.ConnectError) else str(error) or type(error).__name__
-
-
-# --- Hugging Face Hub -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class HubFile:
-    name: str
-    origin: str
-    open: Callable[[], AbstractContextManager[IO[bytes]]]
-    checked: dict[str, Any]  # bytes, and the sha256 where the Hub gives it
-
-
-class Hub:
-    """One data set at one commit. `sampled`: only part will be read, so files are streamed and not fetched whole."""
-
-    def __init__(self, params: HuggingFace, sampled: bool) -> None:
-        self._params, self._sampled = params, sampled
-        info = self._asked(
-            partial(
-                huggingface_hub.HfApi().dataset_info, str(params.repo), revision=params.revision, files_metadata=True
-            )
-        )
-        self.commit = str(info.sha)
-        self._siblings = sorted(info.siblings or [], key=lambda sibling: sibling.rfilename)
-
-    def files(self, pattern: str) -> Iterator[HubFile]:
-        """The files whose path matches the glob (below the folder `config`, when that is given)."""
-        repo, prefix = self._params.repo, f"{self._params.config}/" if self._params.config else ""
-        patterns = (prefix + pattern, prefix + pattern.removeprefix("**/"))
-        found = [s for s in self._siblings if any(fnmatch.fnmatchcase(s.rfilename, p) for p in patterns)]
-        found = [s for s in found if kind_of(s.rfilename)[0]]
-        if not found:
-            known = ", ".join(s.rfilename for s in self._siblings[:20])
-            raise UserError(
-                f"download.splits: no file of a known type in {repo} matches {prefix + pattern!r}; it holds {known}"
-            )
-        for sibling in found:
-            checked = {"bytes": sibling.size} | ({"sha256": sibling.lfs.sha256} if sibling.lfs else {})
-            origin = f"hf://datasets/{repo}@{self.commit}/{sibling.rfilename}"
-            yield HubFile(sibling.rfilename, origin, partial(self._open, sibling.rfilename, checked), checked)
-
-    def _open(self, name: str, checked: dict[str, Any]) -> AbstractContextManager[IO[bytes]]:
-        repo = str(self._params.repo)
-        if self._sampled:
-            system = huggingface_hub.HfFileSystem()
-            path = f"datasets/{repo}@{self.commit}/{name}"
-            opened = self._asked(lambda: system.open(path, "rb", block_size=_STREAM_BLOCK))
-            return cast(AbstractContextManager[IO[bytes]], opened)
-        fetch = partial(huggingface_hub.hf_hub_download, repo, name, repo_type="dataset", revision=self.commit)
-        whole = Path(self._asked(fetch))
-        with whole.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if checked.setdefault("sha256", digest) != digest:
-            raise UserError(f"{repo}/{name}: its sha256 is {digest}, the Hub gives {checked['sha256']}; delete {whole}")
-        return whole.open("rb")
-
-    def _asked(self, ask: Callable[[], T]) -> T:
-        """Ask the Hub, again after a pause when it fails in a way that may pass; other failures in words."""
-        repo, revision = self._params.repo, self._params.revision
-        for pause in (*PAUSES, None):
-            try:
-                return ask()
-            except errors.GatedRepoError:
-                raise UserError(f"{repo}: ask for access on its page, then set HF_TOKEN") from None
-            except errors.RevisionNotFoundError:
-                raise UserError(f"download.revision = {revision!r}: {repo} has no such commit, tag or branch") from None
-            except errors.RepositoryNotFoundError:
-                raise UserError(f"download.repo = {repo!r}: no such data set (a private one needs HF_TOKEN)") from None
-            except errors.OfflineModeIsEnabled:
-                raise UserError(f"{repo}: HF_HUB_OFFLINE is set; unset it, or take download=bundled or local") from None
-            except (httpx.TransportError, errors.LocalEntryNotFoundError, errors.HfHubHTTPError) as error:
-                status = getattr(getattr(error, "response", None), "status_code", 500)
-                if pause is None or (status < 500 and status not in (408, 429)):
-                    raise UserError(
-                        f"{repo}: the Hugging Face Hub did not answer ({_words(error)}); "
-                        "check the network, or take download=bundled or download=local"
-                    ) from None
-                console.warn(f"{repo}: {_words(error)}; trying again in {pause:g} s")
-                time.sleep(pause)
-        raise AssertionError("the last try returns or raises")

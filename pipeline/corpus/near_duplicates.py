@@ -16,6 +16,7 @@ import daft
 import numpy as np
 from daft import functions
 
+from pipeline import console
 from pipeline.params import NearDuplicates as Params
 
 _CHUNK = 2**13  # pairs compared at a time
@@ -63,19 +64,24 @@ class NearDuplicates:
         for file in self._files:
             file.close()
         doubles = np.zeros(self._count, bool)
-        for path in self._bands:
-            hashes = np.fromfile(path, np.uint64)[order]
-            by_hash = np.argsort(hashes, kind="stable")  # stable: within a bucket the best comes first
-            same = np.flatnonzero(hashes[by_hash[1:]] == hashes[by_hash[:-1]]) + 1
-            if not len(same):
-                continue
-            fresh = np.ones(len(order), bool)
-            fresh[same] = False
-            head = np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))[same]
-            members = order[by_hash]
-            for other in (head, same - 1):
-                self._compare(members[other], members[same], doubles)
+        with console.progress("clean: near duplicates", len(self._bands), "bands") as advance:
+            for path in self._bands:
+                self._find_in(np.fromfile(path, np.uint64)[order], order, doubles)
+                advance(1)
         return doubles
+
+    def _find_in(self, hashes: np.ndarray, order: np.ndarray, doubles: np.ndarray) -> None:
+        """Compare the documents that share a band's hash."""
+        by_hash = np.argsort(hashes, kind="stable")  # stable: within a bucket the best comes first
+        same = np.flatnonzero(hashes[by_hash[1:]] == hashes[by_hash[:-1]]) + 1
+        if not len(same):
+            return
+        fresh = np.ones(len(order), bool)
+        fresh[same] = False
+        head = np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))[same]
+        members = order[by_hash]
+        for other in (head, same - 1):
+            self._compare(members[other], members[same], doubles)
 
     def _compare(self, better: np.ndarray, worse: np.ndarray, doubles: np.ndarray) -> None:
         """Mark those of `worse` whose signature agrees with that of `better` in a share of `threshold` or more."""

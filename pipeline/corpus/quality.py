@@ -152,6 +152,20 @@ def ngrams(batch: Characters, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return _mixed(hash_G[within]), runs.document_R[:total][within], chars_G[within]
 
 
+def whole_texts(batch: Characters, below: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of every document of fewer than `below` words: a hash of all its words and the document, [S] each."""
+    runs, hash_R = words(batch)
+    count_D = np.bincount(runs.document_R, minlength=len(batch.start_D))
+    first_R = np.cumsum(count_D)[runs.document_R] - count_D[runs.document_R]
+    powers, _ = _powers(1 << below.bit_length())
+    short_R = count_D[runs.document_R] < below
+    place_R = np.arange(len(hash_R)) - first_R
+    terms = np.zeros(len(batch.start_D), np.uint64)
+    np.add.at(terms, runs.document_R[short_R], hash_R[short_R] * powers[place_R[short_R]])
+    document_S = np.flatnonzero((count_D > 0) & (count_D < below))
+    return _mixed(terms[document_S]), document_S
+
+
 def script_share(batch: Characters, script: str) -> np.ndarray:
     """Share of a document's letters that are of the script `latin` or `han`; 0 without letters. float64 [D]"""
     letters_D = batch.count(_tables()[1][batch.point_C])

@@ -25,11 +25,10 @@ from pathlib import PurePosixPath
 from shutil import copyfileobj
 from typing import IO, Any, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import zstandard
 
-from pipeline.corpus import splitting
+from pipeline import console
+from pipeline.corpus import columns, splitting
 from pipeline.errors import UserError
 
 TEXT, JSON, PARQUET, ARCHIVES = (
@@ -40,7 +39,9 @@ TEXT, JSON, PARQUET, ARCHIVES = (
 )
 _PACKED = (".gz", ".zst")
 ALLOWED = "allowed: .txt, .jsonl, .json, .parquet, also .gz or .zst, and .zip or .tar archives of them"
+_ABOUT = ("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "CHANGELOG", "CITATION")
 _CHUNK = 2**20
+_ESCAPE = len(r"\u0000")  # what a cut within a string may leave at the end
 _SPACE = re.compile(r"[\s,]*")
 
 
@@ -60,6 +61,16 @@ def kind_of(name: str) -> tuple[str, str]:
     packing = packing if packing in _PACKED else ""
     form = PurePosixPath(name.removesuffix(packing)).suffix
     return (form, packing) if form in (*TEXT, *JSON, *PARQUET, *ARCHIVES) else ("", "")
+
+
+def not_data(name: str) -> str:
+    """Why a file of a folder or an archive holds no documents, in words; "" where it may."""
+    path = PurePosixPath(name)
+    if any(part.startswith((".", "__MACOSX")) for part in path.parts if part != "."):
+        return "a hidden file"
+    if path.name.split(".")[0].upper() in _ABOUT:
+        return "about the data, not of it"
+    return "" if kind_of(name)[0] else f"unknown type of file; {ALLOWED}"
 
 
 @dataclass
@@ -90,8 +101,6 @@ class Reader:
             tarfile.ReadError,
         ) as error:
             raise UserError(f"{self.name}: damaged or cut short after {count:,} documents ({error})") from None
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{self.name}: damaged parquet after {count:,} documents ({error})") from None
 
     def _unpacked(self, name: str, stream: IO[bytes], seeks: bool = True) -> Iterator[str]:
         form, packing = kind_of(name)
@@ -140,28 +149,25 @@ class Reader:
                 yield text
 
     def _parquet(self, stream: IO[bytes]) -> Iterator[str]:
-        file, column = pq.ParquetFile(stream), self.how.text_column
-        names = file.schema_arrow.names
+        column, names = self.how.text_column, columns.names(stream)
         if column not in names:
             raise UserError(f"no column {column!r}; there is {', '.join(names)} (download.text_column)")
-        kind = file.schema_arrow.field(column).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise UserError(f"column {column!r} is {kind}, not text")
-        row = 0
-        for batch in file.iter_batches(batch_size=1024, columns=[column]):
-            try:
-                texts = batch.column(0).to_pylist()
-            except UnicodeDecodeError as error:
-                raise UserError(f"rows {row} to {row + len(batch)}: not UTF-8 ({error.reason})") from None
-            row += len(batch)
-            yield from (text for text in texts if text and not text.isspace())
+        for _, record in columns.records(stream, [column]):
+            text = record[column]
+            if text and not text.isspace():
+                yield text
 
     def _zip(self, stream: IO[bytes]) -> Iterator[str]:
         with zipfile.ZipFile(stream) as archive:
             for member in archive.infolist():
-                if not member.is_dir() and _safe(member.filename):
-                    with archive.open(member) as inner:
-                        yield from self._member(member.filename, inner)
+                if member.is_dir() or not _safe(member.filename):
+                    continue
+                try:
+                    inner = archive.open(member)
+                except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way that Python lacks
+                    raise UserError(f"{member.filename}: {error}; unpack the archive and give the folder") from None
+                with inner:
+                    yield from self._member(member.filename, inner)
 
     def _tar(self, stream: IO[bytes]) -> Iterator[str]:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
@@ -173,8 +179,9 @@ class Reader:
                     yield from self._member(member.name, inner)
 
     def _member(self, name: str, inner: IO[bytes]) -> Iterator[str]:
-        if not kind_of(name)[0]:
-            return  # a licence or a readme beside the data
+        if why := not_data(name):
+            console.warn(f"{self.name}: {name} is left out: {why}")
+            return
         try:
             yield from self._unpacked(name, inner, seeks=False)
         except UserError as error:
@@ -256,11 +263,13 @@ def _json_array(chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
             try:
                 record, position = decoder.raw_decode(buffer, start)
             except json.JSONDecodeError as error:
+                where, shown = f"record {number + 1}", repr(buffer[start : start + 60])
                 if chunk and len(buffer) - start < splitting.MAX_DOCUMENT_CHARS:
                     break  # half a record
-                raise UserError(
-                    f"record {number + 1}: not JSON ({error.msg}): {buffer[start : start + 60]!r}"
-                ) from None
+                if chunk and (error.pos >= len(buffer) - _ESCAPE or error.msg.startswith("Unterminated string")):
+                    bound = f"{splitting.MAX_DOCUMENT_CHARS:,} characters"
+                    raise UserError(f"{where}: longer than {bound}, or it has no end: {shown}") from None
+                raise UserError(f"{where}: not JSON ({error.msg}): {shown}") from None
             number += 1
             yield f"record {number}", record
         buffer = buffer[position:]

@@ -11,18 +11,18 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import console
-from pipeline.corpus import fetching
-from pipeline.corpus.reading import ALLOWED, How, Reader, kind_of
+from pipeline.corpus import columns, fetching
+from pipeline.corpus.hub import Hub
+from pipeline.corpus.reading import ALLOWED, How, Reader, kind_of, not_data
 from pipeline.corpus.shards import Shards
 from pipeline.corpus.storyteller import stories
 from pipeline.errors import UserError
@@ -50,7 +50,6 @@ class _Document:
     source: str
     split: str | None
     bits: float = 0.0  # of chance, where the source knows it
-    file: File | None = None
 
 
 def download(params: Download, into: Path, artifact: tuple[Path, dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -65,13 +64,16 @@ def download(params: Download, into: Path, artifact: tuple[Path, dict[str, Any]]
         if isinstance(params, Bundled):
             documents = (_Document(s.text, "storyteller", None, s.bits) for s in stories(params.documents, params.seed))
             manifest |= {"origin": "pipeline/corpus/storyteller.py", "seed": params.seed, "licence": "as this project"}
-            written = _write(_sampled(documents, params), folder, params.documents)
+            written = _write(_bounded([(None, documents)], params, both=False), folder, params.documents)
         else:
             files = list(_files(params, into, manifest, artifact))
-            written = _write(_chosen(files, params, guesses), folder, params.max_documents)
+            opened = ((file, _read(file, params, guesses)) for file in files)
+            both = any(file.split != "val" for file in files)
+            written = _write(_bounded(opened, params, both), folder, params.max_documents)
             manifest["files"] = [{"name": file.name, **file.entry} for file in files if "documents" in file.entry]
         if not written["documents"]:
-            raise UserError(f"download: no document in {manifest['origin']}")
+            drawn = f" (download.sample_fraction = {params.sample_fraction:g})" if params.sample_fraction < 1 else ""
+            raise UserError(f"download: no document in {manifest['origin']}{drawn}")
         manifest |= written
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         (folder / "manifest.json").write_text(text, encoding="utf-8")
@@ -95,16 +97,18 @@ def _files(
         manifest |= {"origin": params.artifact, **origin}
         yield from _artifact(folder)
     elif isinstance(params, HuggingFace):
-        hub = fetching.Hub(params, sampled=bool(params.max_documents or params.max_bytes))
-        manifest |= {"origin": params.repo, "revision": hub.commit, "licence": params.licence}
+        hub = Hub(params)
+        manifest |= {"origin": params.repo, "revision": hub.commit, "licence": hub.licence}
         for split in sorted(params.splits, reverse=True):  # val before train
             for found in hub.files(params.splits[split]):
-                yield File(found.name, str(params.repo), split, found.open, {"origin": found.origin, **found.checked})
+                yield File(found.name, str(params.repo), split, found.open, found.entry)
     else:
-        manifest |= {"origin": ", ".join(params.urls), "licence": params.licence}
-        for url, path in fetching.urls(params, into.parent):
-            name = PurePosixPath(path.name).name
-            yield File(name, _source(name, "download"), None, _opener(path), _checked(path, url))
+        origins = [fetching.without_secrets(url) for url in params.urls]
+        manifest |= {"origin": ", ".join(origins), "licence": params.licence}
+        for fetched in fetching.urls(params, into.parent):
+            entry = _checked(fetched.path, fetched.origin) | {"revision": fetched.revision}
+            name = fetched.path.name
+            yield File(name, _source(name, "download"), None, _opener(fetched.path), entry)
 
 
 def _local(path: Path, pattern: str) -> Iterator[File]:
@@ -119,12 +123,24 @@ def _local(path: Path, pattern: str) -> Iterator[File]:
         found, root = sorted(Path(file) for file in glob.glob(str(path), recursive=True)), path.parent
         if not found:
             raise UserError(f"download.path = {str(path)!r}: no such file or folder")
-    found = [file for file in found if kind_of(file.name)[0] and not file.name.startswith(".")]
+    if not path.is_file():
+        left_out = {file.name: why for file in found if (why := not_data(file.name))}
+        found = [file for file in found if file.name not in left_out]
+        for why, names in _grouped(left_out).items():
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            console.warn(f"{path}: left out: {', '.join(names[:5])}{more}: {why}")
     if not found:
         raise UserError(f"{path}: no file of a known type matches download.pattern = {pattern!r}; {ALLOWED}")
     for file in found:
         name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
         yield File(name, _source(name, root.name), None, _opener(file), _checked(file, file.as_posix()))
+
+
+def _grouped(reasons: dict[str, str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        groups.setdefault(why, []).append(name)
+    return groups
 
 
 def _artifact(folder: Path) -> Iterator[File]:
@@ -163,58 +179,35 @@ def _checked(path: Path, origin: str) -> dict[str, Any]:
 # --- which documents are kept -----------------------------------------------------------------------------------------
 
 
-def _chosen(files: list[File], params: Local | HuggingFace | Url | Wandb, guesses: Counter[str]) -> Iterator[_Document]:
-    """The documents of the files, within the bounds. Val, which comes first, takes a tenth of a bound at most."""
-    val = [file for file in files if file.split == "val"]
-    rest = [file for file in files if file.split != "val"]
-    bounds = (params.max_documents, params.max_bytes)
-    share = (_tenth(bounds[0]), _tenth(bounds[1])) if val and rest else bounds
-    used = [0, 0]
-    for group, bound in ((val, share), (rest, bounds)):
-        for document in _sampled(_read(group, params, guesses), params, bound, used):
-            assert document.file is not None
-            document.file.entry["documents"] += 1
-            document.file.entry["text_bytes"] += len(document.text.encode())
-            yield document
-
-
-def _tenth(bound: int | None) -> int | None:
-    return max(1, bound // 10) if bound else None
-
-
-def _read(files: list[File], params: Local | HuggingFace | Url | Wandb, guesses: Counter[str]) -> Iterator[_Document]:
-    for file in files:
-        file.entry |= {"split": file.split, "documents": 0, "text_bytes": 0}
-        with file.open() as stream:
-            if isinstance(params, Wandb):
-                yield from _labelled(file, stream)
-                continue
-            reader = Reader(file.name, How(params.text_column, params.split, params.separator))
-            for text in reader.documents(stream):
-                yield _Document(text, file.source, file.split, file=file)
-        guesses.update(reader.guesses)
+def _read(file: File, params: Local | HuggingFace | Url | Wandb, guesses: Counter[str]) -> Iterator[_Document]:
+    file.entry |= {"split": file.split, "documents": 0, "text_bytes": 0}
+    with file.open() as stream:
+        if isinstance(params, Wandb):
+            yield from _labelled(file, stream)
+            return
+        reader = Reader(file.name, How(params.text_column, params.split, params.separator), guesses)
+        for text in reader.documents(stream):
+            yield _Document(text, file.source, file.split)
 
 
 def _labelled(file: File, stream: IO[bytes]) -> Iterator[_Document]:
     """Documents that this pipeline wrote before: they bring their source, and their split in a raw artifact."""
-    parquet = pq.ParquetFile(stream)
-    names = parquet.schema_arrow.names
-    if not {"text", "source"} <= set(names):
-        raise UserError(f"{file.name}: not a corpus of this pipeline; its columns are {', '.join(names)}")
-    for batch in parquet.iter_batches(1024, columns=[name for name in ("text", "source", "split") if name in names]):
-        for record in batch.to_pylist():
-            yield _Document(record["text"], record["source"], record.get("split") or file.split, file=file)
+    try:
+        names = columns.names(stream)
+        if not {"text", "source"} <= set(names):
+            raise UserError(f"not a corpus of this pipeline; its columns are {', '.join(names)}")
+        wanted = [name for name in ("text", "source", "split") if name in names]
+        for row, record in columns.records(stream, wanted):
+            text, source = record["text"], record["source"]
+            if text is None or source is None:
+                raise UserError(f"row {row} has no {'text' if text is None else 'source'}")
+            yield _Document(text, source, record.get("split") or file.split)
+    except UserError as error:
+        raise UserError(f"{file.name}: {error}") from None
 
 
-def _sampled(
-    documents: Iterator[_Document],
-    params: Download,
-    bounds: tuple[int | None, int | None] | None = None,
-    used: list[int] | None = None,
-) -> Iterator[_Document]:
-    """What the seeded sample takes, until a bound (documents, bytes) would be passed; counts in `used`."""
-    max_documents, max_bytes = bounds or (params.max_documents, params.max_bytes)
-    used = [0, 0] if used is None else used
+def _sampled(documents: Iterable[_Document], params: Download) -> Iterator[tuple[_Document, int]]:
+    """The documents that the seeded sample draws, with their bytes."""
     key, limit = params.seed.to_bytes(16, "little", signed=True), int(params.sample_fraction * 2**64)
     for document in documents:
         encoded = document.text.encode()
@@ -222,12 +215,74 @@ def _sampled(
             drawn = int.from_bytes(hashlib.blake2b(encoded, digest_size=8, key=key).digest(), "little")
             if drawn >= limit:
                 continue
-        if (max_bytes and used[1] + len(encoded) > max_bytes) or (max_documents and used[0] >= max_documents):
-            return
-        used[0], used[1] = used[0] + 1, used[1] + len(encoded)
-        yield document
-        if max_documents and used[0] >= max_documents:
-            return
+        yield document, len(encoded)
+
+
+def _bounded(
+    opened: Iterable[tuple[File | None, Iterable[_Document]]], params: Download, both: bool
+) -> Iterator[_Document]:
+    """The documents until the next one would pass a bound (max_documents, max_bytes), file by file.
+
+    both: there are two splits, val first. Val then takes a tenth of a bound at most, but a document at least.
+    Raises UserError where a bound leaves no room for the first document of a split.
+    """
+    whole = _Room(params.max_documents, params.max_bytes)
+    val = _Room(_tenth(params.max_documents), _tenth(params.max_bytes))
+    val_is_full = False
+    for file, documents in opened:
+        if val_is_full and file is not None and file.split == "val":
+            continue
+        for document, size in _sampled(documents, params):
+            is_val = both and document.split == "val"
+            if is_val:
+                val_is_full = val_is_full or (val.documents > 0 and not val.takes(size))
+                if val_is_full and file is not None and file.split == "val":
+                    break
+                if val_is_full:
+                    continue
+            if not whole.takes(size):
+                if whole.documents == val.documents:
+                    raise UserError(_no_room(whole, val, size, file.name if file else "the stories"))
+                return
+            whole.add(size)
+            if is_val:
+                val.add(size)
+            if file is not None:
+                file.entry["documents"] += 1
+                file.entry["text_bytes"] += size
+            yield document
+            if whole.documents == whole.max_documents and not is_val:
+                return
+
+
+@dataclass
+class _Room:
+    """What was taken within a bound."""
+
+    max_documents: int | None
+    max_bytes: int | None
+    documents: int = 0
+    bytes: int = 0
+
+    def takes(self, size: int) -> bool:
+        fits = self.max_bytes is None or self.bytes + size <= self.max_bytes
+        return fits and (self.max_documents is None or self.documents < self.max_documents)
+
+    def add(self, size: int) -> None:
+        self.documents, self.bytes = self.documents + 1, self.bytes + size
+
+
+def _tenth(bound: int | None) -> int | None:
+    return max(1, bound // 10) if bound else None
+
+
+def _no_room(whole: _Room, val: _Room, size: int, name: str) -> str:
+    if whole.documents == whole.max_documents:
+        return f"download.max_documents = {whole.max_documents}: val takes it; allowed: at least 2, one to train on"
+    beside = f" beside {val.bytes:,} of val" if val.documents else ""
+    return (
+        f"download.max_bytes = {whole.max_bytes:,}: the first document of {name} has {size:,} bytes{beside}; raise it"
+    )
 
 
 def _write(documents: Iterator[_Document], folder: Path, total: int | None) -> dict[str, Any]:

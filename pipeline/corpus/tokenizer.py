@@ -110,23 +110,69 @@ def texts(split: Path) -> Iterator[list[str]]:
             raise UserError(f"{shard} is damaged after row {row} ({error}); run: dvc repro clean") from None
 
 
-def pieces(document: str) -> Iterator[tuple[str, bool]]:
+def count(split: Path) -> int:
+    """How many documents data/clean/train or data/clean/val holds; 0 where none can be counted (see `texts`)."""
+    try:
+        return sum(pq.read_metadata(shard).num_rows for shard in split.glob("*.parquet"))
+    except (pa.ArrowException, OSError):
+        return 0
+
+
+def pieces(document: str, before_space: bool = False) -> Iterator[tuple[str, bool]]:
     """The pieces of a long document, each with whether it is the last: encoding takes a hundred times their memory.
 
     Cut after a line, else before a space, else anywhere. Words do not cross the end of a line, so that cut leaves the
-    tokens as they are; another may cost a token.
+    tokens as they are; another may cost a token. before_space: cut before white space only (see `further`).
     """
     start = 0
     while len(document) - start > PIECE_CHARS:
         stop = start + PIECE_CHARS
-        cut = document.rfind("\n", start + 1, stop)
+        cut = start if before_space else document.rfind("\n", start + 1, stop)
         while cut > start and document[cut + 1].isspace():
             cut = document.rfind("\n", start + 1, cut)
-        cut = cut + 1 if cut > start else document.rfind(" ", start + 1, stop)
+        if cut > start:
+            cut += 1
+        else:
+            cut = max(document.rfind(sign, start + 1, stop) for sign in (" \n" if before_space else " "))
+        while before_space and cut > start and document[cut - 1].isspace():
+            cut -= 1
         cut = cut if cut > start else stop
         yield document[start:cut], False
         start = cut
     yield document[start:], True
+
+
+def further(tokenizer: Tokenizer) -> Tokenizer | None:
+    """The tokenizer for a document's second piece and the next ones; None where it is the same.
+
+    SentencePiece and its like put a space before a text and strip it. Within a document that would add tokens, so the
+    further pieces are encoded without, and cut before a space, which then stands for itself.
+    """
+    whole = json.loads(tokenizer.to_str())
+    steps = {name: _amid_text(whole[name]) for name in ("normalizer", "pre_tokenizer")}
+    if all(steps[name] == whole[name] for name in steps):
+        return None
+    changed = Tokenizer.from_str(json.dumps(whole | steps))
+    changed.encode_special_tokens = tokenizer.encode_special_tokens
+    return changed
+
+
+def _amid_text(step: Any) -> Any:
+    """A step of tokenizer.json without what it does at the beginning of a text."""
+    if step is None or step["type"] == "Prepend":
+        return None
+    for key in ("normalizers", "pretokenizers"):
+        if key in step:
+            step = {**step, key: [part for part in map(_amid_text, step[key]) if part is not None]}
+    changes = {"strip_left": False, "prepend_scheme": "never", "add_prefix_space": False}
+    return step | {key: value for key, value in changes.items() if key in step}
+
+
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The token of what the vocabulary cannot spell, where there is one."""
+    model = json.loads(tokenizer.to_str())["model"]
+    found = model.get("unk_id")  # Unigram's
+    return found if found is not None else tokenizer.token_to_id(model.get("unk_token") or "")
 
 
 def fallback_ids(tokenizer: Tokenizer) -> list[int]:
@@ -196,14 +242,14 @@ def _sampled(train: Path, most: int | None, seen: dict[str, int]) -> Iterator[li
     if most is not None:
         total = sum(len(text.encode()) for batch in texts(train) for text in batch)
         share = most / max(total, 1)
-    with console.progress("training the tokenizer", None, "bytes") as advance:
+    with console.progress("training the tokenizer", count(train), "documents") as advance:
         for batch in texts(train):
             encoded = [text.encode() for text in batch]
             kept = [i for i, text in enumerate(encoded) if share >= 1 or zlib.crc32(text) < share * 2**32]
             size = sum(len(encoded[i]) for i in kept)
             seen["documents"] += len(kept)
             seen["bytes"] += size
-            advance(size)
+            advance(len(batch))
             yield [piece for i in kept for piece, _ in pieces(batch[i])]
     if not seen["documents"]:
         raise UserError(

@@ -55,19 +55,22 @@ def write(
     n_vocab = vocabulary.vocab_size(tokenizer)
     dtype = np.dtype(np.uint16 if n_vocab <= 2**16 else np.int32)
     report: dict[str, Any] = {"vocab_size": n_vocab, "dtype": dtype.name}
+    counts = np.zeros(0, np.int64)  # of the training set's tokens
     for split in ("train", "val"):
         tally = _Tally(n_vocab)
         with _Writer(into / split, params.chunk_tokens, dtype) as writer:
-            with console.progress(f"tokenizing {split}", None, "bytes") as advance:
+            total = vocabulary.count(clean / split)
+            with console.progress(f"tokenizing {split}", total, "documents") as advance:
                 for batch in _encoded(encoder, end, clean / split):
                     tally.add(batch)
                     writer.add(batch.ids, batch.ends)
-                    advance(batch.n_bytes)
+                    advance(len(batch.ends))
             if not tally.documents:
                 raise UserError(f"{clean / split} holds no documents; {_EMPTY[split]}")
         report[split] = tally.report(encoder)
-        if plots and split == "train":
-            _draw(tally.counts, plots / "tokens.png")
+        counts = tally.counts if split == "train" else counts
+    if plots:  # now that neither split is empty: a stage that fails leaves nothing
+        _draw(counts, plots / "tokens.png")
     return report
 
 
@@ -87,23 +90,24 @@ def _encoded(encoder: Tokenizer, end: int, split: Path) -> Iterator[_Batch]:
     way keeps the cores busy while the last documents of the first are finished and its result is taken over.
     """
     pending: deque[Future[_Batch]] = deque()
+    further = vocabulary.further(encoder)
     with ThreadPoolExecutor(_IN_FLIGHT - 1) as pool:
-        for pieces in _batches(split):
-            pending.append(pool.submit(_encode, encoder, end, pieces))
+        for pieces in _batches(split, before_space=further is not None):
+            pending.append(pool.submit(_encode, encoder, further or encoder, end, pieces))
             if len(pending) == _IN_FLIGHT:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
-def _batches(split: Path) -> Iterator[list[tuple[str, bool]]]:
-    """Pieces of documents, with whether the document ends there, about as many bytes at a time."""
-    batch: list[tuple[str, bool]] = []
+def _batches(split: Path, before_space: bool) -> Iterator[list[tuple[str, bool, bool]]]:
+    """Pieces of documents, with whether a document begins and ends there, about as many bytes at a time."""
+    batch: list[tuple[str, bool, bool]] = []
     size = 0
     for documents in vocabulary.texts(split):
         for document in documents:
-            for piece, last in vocabulary.pieces(document):
-                batch.append((piece, last))
+            for number, (piece, last) in enumerate(vocabulary.pieces(document, before_space)):
+                batch.append((piece, number == 0, last))
                 size += len(piece)
                 if size >= _BATCH_CHARS:
                     yield batch
@@ -112,11 +116,14 @@ def _batches(split: Path) -> Iterator[list[tuple[str, bool]]]:
         yield batch
 
 
-def _encode(encoder: Tokenizer, end: int, pieces: list[tuple[str, bool]]) -> _Batch:
-    texts = [text for text, _ in pieces]
+def _encode(encoder: Tokenizer, further: Tokenizer, end: int, pieces: list[tuple[str, bool, bool]]) -> _Batch:
+    texts = [text for text, _, _ in pieces]
     ids = array("i")
     ends = []
-    for encoding, (_, last) in zip(encoder.encode_batch_fast(texts, add_special_tokens=False), pieces, strict=True):
+    encodings = encoder.encode_batch_fast(texts, add_special_tokens=False)
+    for encoding, (text, first, last) in zip(encodings, pieces, strict=True):
+        if not first and further is not encoder:  # rare: a document of more than PIECE_CHARS
+            encoding = further.encode(text, add_special_tokens=False)
         ids.fromlist(encoding.ids)
         if last:
             ids.append(end)
@@ -224,7 +231,7 @@ class _Tally:
         n_tokens = int(self.counts.sum())
         of_text = n_tokens - self.documents  # without the end markers
         foreign = vocabulary.fallback_ids(encoder)
-        unknown = encoder.token_to_id(getattr(encoder.model, "unk_token", None) or "")
+        unknown = vocabulary.unknown_id(encoder)
         order = np.argsort(-self.counts, kind="stable")
         used = order[self.counts[order] > 0]
         return {

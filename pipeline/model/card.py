@@ -193,8 +193,8 @@ def _data(params: Params, downloaded: dict[str, Any]) -> str:
             "url": "Data: files from the addresses in the parameters",
             "wandb": "Data: the W&B artifact in the parameters",
         }[source.source]
-    if isinstance(source, HuggingFace | Url) and source.licence:
-        words += f", licence {source.licence}"
+    if isinstance(source, HuggingFace | Url) and (licence := source.licence or downloaded.get("licence")):
+        words += f", licence {licence}"
     if "documents" in downloaded and "bytes" in downloaded:
         words += f"; {downloaded['documents']:,} documents, {console.size(downloaded['bytes'])}"
     return f"{words}."

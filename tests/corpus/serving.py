@@ -19,6 +19,10 @@ class Site:
         self.failures = 0  # answers 503 this many times
         self.cuts: list[int] = []  # breaks the connection after so many bytes, once each
         self.etags = True
+        self.lengths = True
+        self.plain: set[str] = set()  # files that the Hub keeps in git itself, without a sha256
+        self.card: dict[str, object] = {}
+        self.redirects: dict[str, str] = {}
         self.asked: list[tuple[str, str, str | None]] = []  # method, path, Range
         self.url = ""
 
@@ -26,6 +30,10 @@ class Site:
 @contextmanager
 def serving(files: dict[str, bytes]) -> Iterator[Site]:
     site = Site(files)
+
+    def listing(name: str) -> dict[str, object]:
+        listed = entry(name, site.files[name])
+        return {key: value for key, value in listed.items() if key != "lfs" or name not in site.plain}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -45,15 +53,17 @@ def serving(files: dict[str, bytes]) -> Iterator[Site]:
             if site.failures:
                 site.failures -= 1
                 return self._send(503, b"busy", "text/plain")
+            if path in site.redirects:
+                return self._send(302, b"", "text/plain", {"Location": site.redirects[path]})
             if path.startswith(f"api/datasets/{REPO}/tree/{COMMIT}"):
                 folder = path.removeprefix(f"api/datasets/{REPO}/tree/{COMMIT}").lstrip("/")
-                listed = [entry(name, data) for name, data in site.files.items() if name.rpartition("/")[0] == folder]
+                listed = [listing(name) for name in site.files if name.rpartition("/")[0] == folder]
                 return self._send(200, json.dumps(listed).encode(), "application/json")
             if path.startswith(f"api/datasets/{REPO}"):
                 if path.endswith("/revision/absent"):
                     return self._send(404, b"{}", "application/json", {"X-Error-Code": "RevisionNotFound"})
-                siblings = [entry(name, data) | {"rfilename": name} for name, data in site.files.items()]
-                info = {"id": REPO, "sha": COMMIT, "siblings": siblings}
+                siblings = [listing(name) | {"rfilename": name} for name in site.files]
+                info = {"id": REPO, "sha": COMMIT, "siblings": siblings, "cardData": site.card}
                 return self._send(200, json.dumps(info).encode(), "application/json")
             if path.startswith("api/datasets/"):
                 return self._send(404, b"{}", "application/json", {"X-Error-Code": "RepoNotFound"})
@@ -67,6 +77,8 @@ def serving(files: dict[str, bytes]) -> Iterator[Site]:
             etag = f'"{hashlib.sha256(data).hexdigest()}"'
             if site.etags:
                 headers["ETag"] = etag
+                if self.headers.get("If-None-Match") == etag:
+                    return self._send(304, b"", "text/plain", headers)
             start, stop, status = 0, len(data), 200
             wanted = self.headers.get("Range")
             if wanted and self.headers.get("If-Range", etag) == etag:
@@ -78,7 +90,8 @@ def serving(files: dict[str, bytes]) -> Iterator[Site]:
 
         def _send(self, status: int, body: bytes, kind: str, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
-            for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})}.items():
+            length = {"Content-Length": str(len(body))} if site.lengths or status >= 300 else {"Connection": "close"}
+            for name, value in {"Content-Type": kind, **length, **(headers or {})}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "HEAD":

@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from pipeline.corpus import tokenizer
+from pipeline.corpus import tokenizer, tokens
 from pipeline.errors import UserError
 from tests.corpus.tokenizing import END, ODD, clean_set, settings_for, stories
 
@@ -106,6 +106,54 @@ def test_an_adopted_sentencepiece_model_gives_its_own_ids(
             assert encoder.decode(ids) == original.decode(ids)
 
 
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
+def test_a_long_document_gives_the_tokens_of_the_whole_though_a_text_begins_with_a_space_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, rule: str
+) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(stories(400)),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=400,
+        model_type=model_type,
+        normalization_rule_name=rule,
+        remove_extra_whitespaces=rule != "identity",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    long = "\n".join(stories(40)) + "  \n \n" + "  ".join(stories(9, seed=2)) + " "
+    clean = clean_set(tmp_path / "clean", ["A fox.", long, "A dog."])
+    asked = settings_for("adopt", path=str(tmp_path))
+    tokenizer.build(asked, clean, tmp_path / "out")
+    monkeypatch.setattr(tokenizer, "PIECE_CHARS", 150)
+    report = tokens.write(asked, tmp_path / "out", clean, tmp_path / "tokens")
+    store = tokens.TokenStore(tmp_path / "tokens/train")
+    original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    expected = [token for text in ("A fox.", long, "A dog.") for token in [*original.encode(text), original.eos_id()]]
+    assert store.read(0, store.n_tokens).tolist() == expected
+    assert report["train"]["documents"] == 3
+
+
+def test_what_a_unigram_model_does_not_know_is_counted(tmp_path: Path) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(stories(400)),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=100,
+        model_type="unigram",
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    clean = clean_set(tmp_path / "clean", ["the fox 狐 ran", "a dog"], ["a fox"])
+    asked = settings_for("adopt", path=str(tmp_path))
+    tokenizer.build(asked, clean, tmp_path / "out")
+    report = tokens.write(asked, tmp_path / "out", clean, tmp_path / "tokens")
+    assert report["train"]["unknown_share"] == 1 / report["train"]["tokens"]
+    assert report["val"]["unknown_share"] == 0
+
+
 @pytest.fixture(scope="module")
 def hub(other: Path) -> Iterator[str]:
     """A stand-in for the Hub: one repository, answered as huggingface.co answers."""
@@ -169,6 +217,12 @@ def test_a_tokenizer_of_the_hub_is_fetched_at_its_revision(
         tokenizer.build(settings_for("adopt", path="team/words", revision="nope"), clean, tmp_path / "out")
     with pytest.raises(UserError, match="no such file, folder or Hub repository"):
         tokenizer.build(settings_for("adopt", path="team/nothing", revision="main"), clean, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["a--b/c..d", "not a name", "one/two/three"])
+def test_what_is_neither_a_file_nor_a_name_of_the_hub(clean: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="no such file or folder, and no Hub id"):
+        tokenizer.build(settings_for("adopt", path=name), clean, tmp_path / "out")
 
 
 def test_without_a_network_the_hub_is_a_clear_error(

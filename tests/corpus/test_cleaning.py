@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import params
+from pipeline import console, params
 from pipeline.corpus import cleaning, near_duplicates, quality, scrubbing, shards, sources
 from pipeline.corpus.storyteller import stories
 from pipeline.errors import UserError
@@ -105,7 +106,10 @@ def test_damage_is_repaired_and_the_rest_left_alone(damaged: str, repaired: str)
 def test_personal_data_is_masked_and_numbers_are_not() -> None:
     text = "Write to anna.b+c@mail.example.org or +1 (555) 123-4567, 555-123-4567, 13812345678 from 192.168.0.254."
     assert scrub(text, mask_personal_data=True) == "Write to [email] or [phone], [phone], [phone] from [ip]."
+    addresses = "2001:db8:85a3:0:0:8a2e:370:7334, 2001:db8::1, fe80::1ff:fe23:4567:890a and 2001:db8:0:1::42."
+    assert scrub(addresses, mask_personal_data=True) == "[ip], [ip], [ip] and [ip]."
     numbers = (
+        "In std::vector and bad::face at 10:30:15, "
         "In 1990-1995 she had 1,000,000 ants; 3.14159 on 2024-05-17 at 10:30; room 12345678901234, @home 256.1.1.300."
     )
     assert scrub(numbers, mask_personal_data=True) == numbers
@@ -200,29 +204,14 @@ def test_near_duplicates_are_those_that_brute_force_finds(tmp_path: Path) -> Non
     assert report["steps"]["near_duplicates"]["documents_dropped"] >= sum(s > 0.85 for s in alike) > 0
 
 
-def test_val_keeps_its_copy_and_train_what_does_not_overlap(tmp_path: Path) -> None:
-    splits = ["train"] * 40 + ["val"] * 20
-    quoting = "A new beginning. " + " ".join(SAMPLE[50].split()[5:40]) + " And another end."
-    report = run(
-        tmp_path, [*SAMPLE, SAMPLE[41], quoting], [*splits, "train", "train"],
-        near_duplicates=NEAR, decontaminate_val=True, decontaminate_ngram=25,
-    )  # fmt: skip
-    assert side(tmp_path, "val") == SAMPLE[40:]
-    assert SAMPLE[41] not in side(tmp_path, "train") and quoting not in side(tmp_path, "train")
-    assert report["split"] == "as given"
-    assert report["steps"]["exact_duplicates"]["documents_dropped"] == 1
-    assert quoting[:300] in report["dropped"]["val_overlap"]["examples"]
-
-
-def test_documents_of_a_benchmark_leave_train(tmp_path: Path) -> None:
-    secret = "the quick brown fox jumps over the lazy dog while seven small birds sing in a tree"
-    (tmp_path / "bench.jsonl").write_text(json.dumps({"text": f"Question: {secret.upper()}?"}) + "\n")
-    documents = [*SAMPLE, f"Dear reader, {secret}, and so we end this little story, dear reader, with a good night."]
-    report = run(tmp_path, documents, decontaminate=[str(tmp_path / "bench.jsonl")], val_fraction=0.1)
-    assert report["dropped"]["benchmark_overlap"]["documents"] == 1
-    assert not any(secret in text for text in side(tmp_path, "train"))
-    with pytest.raises(UserError, match=r"clean\.decontaminate: absent\.txt: no such file"):
-        run(tmp_path, SAMPLE, decontaminate=["absent.txt"])
+def test_every_pass_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_SECONDS_BETWEEN_LINES", 0.0)
+    run(tmp_path, SAMPLE, near_duplicates=NEAR)
+    shown = capsys.readouterr().out
+    for line in ("clean: 60 of 60 documents", "near duplicates: 16 of 16 bands", "writing: 60 of 60 documents"):
+        assert line in shown
 
 
 def test_the_split_stays_when_the_corpus_grows(tmp_path: Path) -> None:
@@ -326,9 +315,9 @@ def test_every_byte_is_accounted_for(
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
-        (SAMPLE[:1], "one document is left, and val needs one"),
-        ([SAMPLE[0]] * 9, "one document is left, and val needs one"),
-        (["short", "and small"], "no document is left; "),
+        (SAMPLE[:1], r"one document is left, and val needs one of its own: .*raw-0 has 1 \(dropped: none\)"),
+        ([SAMPLE[0]] * 9, r"one document is left.*: .*raw-0 has 9 \(dropped: 8 exact duplicate\)"),
+        (["short", "and small"], r"no document is left: .*raw-0 has 2 \(dropped: 2 too short\)"),
     ],
 )
 def test_too_little_to_train_on_is_refused(documents: list[str], message: str, tmp_path: Path) -> None:
@@ -346,6 +335,25 @@ def test_a_side_that_is_empty_by_chance_gets_a_document(tmp_path: Path, capsys: 
     splits = ["train"] * 5 + ["val"]
     with pytest.raises(UserError, match="every val document of the source was dropped"):
         run(tmp_path, [*SAMPLE[:5], "short"], splits)
+
+
+def test_what_a_killed_run_left_is_swept_away(tmp_path: Path) -> None:
+    left = tmp_path / ".clean-work/scrubbed/part-00000.parquet"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    assert run(tmp_path, SAMPLE)["documents_out"] == len(SAMPLE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "plots", "raw-0"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "127.0.0.1:none"])
+def test_a_ray_cluster_that_does_not_answer(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", address.format(taken.getsockname()[1]))
+        with pytest.raises(UserError, match=r"RAY_ADDRESS = '.*127\.0\.0\.1:.*': no Ray cluster answers .*unset it"):
+            run(tmp_path, SAMPLE)
+    assert not (tmp_path / "clean").exists()
 
 
 def test_raw_shards_that_are_not_there_or_damaged(tmp_path: Path) -> None:

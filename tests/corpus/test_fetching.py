@@ -76,6 +76,77 @@ def test_what_an_address_gives_is_checked(tmp_path: Path) -> None:
     assert not (tmp_path / "raw").exists()
 
 
+@pytest.mark.usefixtures("quick")
+def test_an_address_that_is_none_or_leads_in_circles(tmp_path: Path) -> None:
+    for address, message in {
+        "example.org/a.jsonl": "allowed: addresses that begin with http:// or https://",
+        "ftp://example.org/a.jsonl": "allowed: addresses that begin with http:// or https://",
+        "http://[::1/a.jsonl": "is no address",
+    }.items():
+        with pytest.raises((UserError, ValueError), match=message):
+            fetch(address, tmp_path / "raw")
+    with pytest.raises(ValueError, match=r"'http://x/a\.txt' stands there twice"):
+        preset("url", urls=["http://x/a.txt", "http://x/a.txt"])
+    with serving({}) as site:
+        site.redirects = {"a.jsonl": "/b.jsonl", "b.jsonl": "/a.jsonl"}
+        with pytest.raises(UserError, match="from one address to the next without end"):
+            fetch(f"{site.url}/a.jsonl", tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_file_without_a_length_is_taken_with_a_warning_unless_its_sha256_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = as_jsonl(STORIES)
+    with serving({"a.jsonl": data}) as site:
+        site.lengths = False
+        assert fetch(f"{site.url}/a.jsonl", tmp_path / "raw") == STORIES
+        assert "a file cut short would look whole; give its sha256" in capsys.readouterr().err
+        digest = hashlib.sha256(data).hexdigest()
+        assert fetch(f"{site.url}/a.jsonl", tmp_path / "raw", sha256=[digest]) == STORIES
+        assert "cut short" not in capsys.readouterr().err
+        site.cuts = [1000]
+        with pytest.raises(UserError, match="its sha256 is"):
+            fetch(f"{site.url}/a.jsonl", tmp_path / "raw", sha256=[digest])
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_whole_file_that_could_not_be_read_is_kept_only_while_the_server_has_the_same(tmp_path: Path) -> None:
+    with serving({"a.jsonl": as_jsonl(STORIES, "body")}) as site:
+        for _ in range(2):
+            with pytest.raises(UserError, match="no field 'text'; there is body"):
+                fetch(f"{site.url}/a.jsonl", tmp_path / "raw")
+        assert fetch(f"{site.url}/a.jsonl", tmp_path / "raw", text_column="body") == STORIES
+        with pytest.raises(UserError, match="no field 'text'"):
+            fetch(f"{site.url}/a.jsonl", tmp_path / "raw")
+        site.files["a.jsonl"] = as_jsonl(STORIES[:9])  # the publisher repairs it
+        assert fetch(f"{site.url}/a.jsonl", tmp_path / "raw") == STORIES[:9]
+
+
+def test_the_manifest_names_the_version_and_no_secret(tmp_path: Path) -> None:
+    data = as_jsonl(STORIES)
+    with serving({"a.jsonl": data}) as site:
+        address = site.url.replace("://", "://anna:secret1@")
+        fetch(f"{address}/a.jsonl?X-Amz-Signature=secret2&part=7", tmp_path / "raw")
+    written = (tmp_path / "raw/manifest.json").read_text()
+    manifest = json.loads(written)
+    assert "secret" not in written and "part=7" in manifest["origin"]
+    assert manifest["files"][0]["revision"] == hashlib.sha256(data).hexdigest()  # the server's ETag
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_bounds_hold_for_addresses(tmp_path: Path) -> None:
+    with serving({"a.jsonl": as_jsonl(STORIES[:20]), "b.jsonl": as_jsonl(STORIES[20:])}) as site:
+        addresses = [f"{site.url}/a.jsonl", f"{site.url}/b.jsonl"]
+        report = download(preset("url", urls=addresses, max_documents=23), tmp_path / "raw")
+        assert texts(tmp_path / "raw") == STORIES[:23] and report["sources"] == {"a": 20, "b": 3}
+        size = sum(len(text.encode()) for text in STORIES[:5])
+        assert fetch(addresses[0], tmp_path / "raw", max_bytes=size) == STORIES[:5]
+        drawn = fetch(addresses[0], tmp_path / "raw", sample_fraction=0.5)
+        assert 2 <= len(drawn) <= 18 and drawn == [text for text in STORIES[:20] if text in drawn]
+
+
 HUB = """
 import json, sys
 from pathlib import Path
@@ -133,6 +204,57 @@ def test_a_data_set_of_the_hub_whole_and_sampled(tmp_path: Path) -> None:
     assert "download.revision = 'absent'" in no_revision["error"]
     assert "download.repo = 'team/absent': no such data set" in no_repo["error"]
     assert "matches 'other/*'; it holds README.md, data/train-00000.parquet" in no_file["error"]
+
+
+def test_the_card_of_a_data_set_says_which_files_and_which_licence(tmp_path: Path) -> None:
+    files = {
+        "data/part-1.jsonl": as_jsonl(STORIES[:5]),
+        "data/part-2.jsonl": as_jsonl(STORIES[5:9]),
+        "zh/part-1.jsonl": as_jsonl(STORIES[9:12]),
+        "en/train/a.jsonl": as_jsonl(STORIES[12:15]),
+    }
+    with serving(files) as site:
+        site.plain = {"data/part-1.jsonl"}
+        site.card = {
+            "license": "cc-by-4.0",
+            "configs": [
+                {"config_name": "stories", "data_files": [{"split": "train", "path": "data/part-1*"},
+                                                          {"split": "validation", "path": ["data/part-2.*"]}]},
+                {"config_name": "chinese", "data_files": "zh/*"},
+                {"config_name": "english", "data_dir": "en"},
+            ],
+        }  # fmt: skip
+        found = hub(
+            tmp_path,
+            site.url,
+            {"config": "stories", "splits": {"train": "train", "val": "val*"}},
+            {"config": "chinese", "splits": {"train": "*train*"}, "licence": "MIT"},
+            {"config": "english", "splits": {"train": "*train*"}},
+            {"config": "french", "splits": {"train": "*train*"}},
+            {"repo": "no/such/name"},
+        )
+    stories, chinese, english, french, name = found
+    assert texts(tmp_path / "raw-0") == STORIES[5:9] + STORIES[:5]
+    assert (stories["licence"], chinese["licence"]) == ("cc-by-4.0", "MIT")
+    assert texts(tmp_path / "raw-1") == STORIES[9:12] and texts(tmp_path / "raw-2") == STORIES[12:15]
+    assert english["documents"] == 3
+    assert "of config 'french'" in french["error"] and "declares the configurations stories, chinese" in french["error"]
+    assert "download.repo = 'no/such/name': no name of a data set" in name["error"]
+    entries = {e["name"]: e for e in json.loads((tmp_path / "raw-0/manifest.json").read_text())["files"]}
+    assert entries["data/part-1.jsonl"]["sha256"] == hashlib.sha256(files["data/part-1.jsonl"]).hexdigest()
+
+
+def test_a_stream_of_the_hub_that_breaks_off_is_asked_for_again(tmp_path: Path) -> None:
+    lines = as_jsonl(STORIES * 40)
+    with serving({"data/train-0.parquet": as_parquet(STORIES), "data/lines.jsonl": lines}) as site:
+        site.cuts = [500, 500]
+        (drawn,) = hub(tmp_path, site.url, {"sample_fraction": 0.5, "splits": {"train": "data/lines*"}})
+        assert 600 < drawn["documents"] < 1400
+        assert not any(tmp_path.glob("cache/**/*.jsonl")), "a sampled data set is streamed, not fetched whole"
+        site.cuts = [500] * 9
+        (broken,) = hub(tmp_path, site.url, {"max_documents": 5})
+        assert f"{REPO}: the Hugging Face Hub did not answer" in broken["error"]
+    assert not (tmp_path / "raw-0/..partial").exists()
 
 
 def test_without_a_network_the_hub_source_says_so(tmp_path: Path) -> None:

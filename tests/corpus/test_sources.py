@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import params
-from pipeline.corpus import shards, splitting
-from pipeline.corpus.sources import download
+from pipeline.corpus import columns, shards, splitting
+from pipeline.corpus.sources import SCHEMA, download
 from pipeline.corpus.storyteller import stories
 from pipeline.errors import UserError
 
@@ -57,6 +57,11 @@ def as_parquet(documents: list[str], column: str = "text") -> bytes:
     return out.getvalue()
 
 
+def with_a_broken_page(parquet: bytes) -> bytes:
+    """The footer is whole, and the first page does not unpack."""
+    return parquet[:40] + bytes(b ^ 0xFF for b in parquet[40:160]) + parquet[160:]
+
+
 def as_text(documents: list[str]) -> bytes:
     return "\n<|endoftext|>\n".join(documents).encode()
 
@@ -69,6 +74,14 @@ def as_tar(files: dict[str, bytes]) -> bytes:
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     return out.getvalue()
+
+
+def encrypted(archive: bytes) -> bytes:
+    """The same zip with the flag that its members are encrypted."""
+    marked = bytearray(archive)
+    for sign, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        marked[archive.index(sign) + flags] |= 1
+    return bytes(marked)
 
 
 def as_zip(files: dict[str, bytes]) -> bytes:
@@ -87,7 +100,14 @@ FORMATS = {
     "stories.json": json.dumps([{"text": text} for text in STORIES], indent=1).encode(),
     "stories.parquet": as_parquet(STORIES),
     "stories.parquet.gz": gzip.compress(as_parquet(STORIES)),
-    "stories.zip": as_zip({"README": b"no data", "a/part.txt": as_text(STORIES[:9]), "b.jsonl": as_jsonl(STORIES[9:])}),
+    "stories.zip": as_zip(
+        {
+            "README": b"no data",
+            "__MACOSX/x.txt": b"no data",
+            "a/part.txt": as_text(STORIES[:9]),
+            "b.jsonl": as_jsonl(STORIES[9:]),
+        }
+    ),
     "stories.tar.gz": gzip.compress(as_tar({"a.parquet": as_parquet(STORIES[:9]), "b.txt": as_text(STORIES[9:])})),
 }
 
@@ -169,7 +189,42 @@ def test_a_clean_artifact_keeps_its_splits_and_sources(tmp_path: Path) -> None:
     again = download(wanted, tmp_path / "again", (tmp_path / "raw", {}))  # a raw artifact
     assert again["splits"] == {"val": 10, "train": 40}
     bounded = preset("wandb", artifact="team/project/clean:v3", max_documents=20)
-    assert download(bounded, tmp_path / "some", (tmp_path / "artifact", {}))["splits"] == {"val": 2, "train": 18}
+    for artifact in ("artifact", "raw"):
+        assert download(bounded, tmp_path / "some", (tmp_path / artifact, {}))["splits"] == {"val": 2, "train": 18}
+
+
+def test_a_small_bound_leaves_both_splits_a_document_or_is_refused(tmp_path: Path) -> None:
+    raw_artifact = tmp_path / "raw"
+    with shards.Shards(raw_artifact, SCHEMA) as out:
+        for row, (text, split) in enumerate(
+            [("v" * 50, "val"), ("w" * 50, "val"), ("t" * 60, "train"), ("u", "train")]
+        ):
+            out.write(pa.table({"row": [row], "text": [text], "source": ["book"], "split": [split]}))
+
+    def bounded(**bound: int) -> dict[str, int]:
+        wanted = preset("wandb", artifact="team/project/raw:v1", **bound)
+        return download(wanted, tmp_path / "some", (raw_artifact, {}))["splits"]
+
+    assert bounded(max_documents=2) == {"val": 1, "train": 1}
+    assert bounded(max_bytes=110) == {"val": 1, "train": 1}
+    with pytest.raises(UserError, match=r"download\.max_documents = 1: val takes it; allowed: at least 2"):
+        bounded(max_documents=1)
+    with pytest.raises(UserError, match=r"max_bytes = 100: the first document of .* has 60 bytes beside 50 of val"):
+        bounded(max_bytes=100)
+    with pytest.raises(UserError, match=r"max_bytes = 40: the first document of part-0.* has 50 bytes; raise"):
+        bounded(max_bytes=40)
+
+
+def test_a_damaged_artifact_is_named_with_its_row(tmp_path: Path) -> None:
+    wanted = preset("wandb", artifact="team/project/clean:v3")
+    (tmp_path / "train").mkdir()
+    file = tmp_path / "train/part-00000.parquet"
+    pq.write_table(pa.table({"text": ["a", None], "source": ["book", "book"]}), file)
+    with pytest.raises(UserError, match=r"train/part-00000\.parquet: row 1 has no text"):
+        download(wanted, tmp_path / "raw", (tmp_path, {}))
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"train/part-00000\.parquet: damaged parquet"):
+        download(wanted, tmp_path / "raw", (tmp_path, {}))
 
 
 # --- splitting --------------------------------------------------------------------------------------------------------
@@ -223,6 +278,12 @@ def test_where_a_chunk_ends_does_not_matter(parts: list[str], how: str, size: in
     assert joined == "".join(text.replace("<|>", "" if how == "separator" else "<|>").split())
 
 
+def test_a_guess_is_reported_though_a_bound_ends_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n\n".join(PARAGRAPHS))
+    report = download(preset("local", path=str(tmp_path / "a.txt"), max_documents=3), tmp_path / "raw")
+    assert [guess.split(":")[0] for guess in report["guessed_split"]] == ["blank_lines"]
+
+
 def test_one_huge_line_is_refused_without_holding_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splitting, "MAX_DOCUMENT_CHARS", 3_000_000)
     path = tmp_path / "huge.txt.gz"
@@ -258,6 +319,9 @@ BAD = {
     "table.xlsx": (b"PK", r"table\.xlsx: unknown type of file; allowed: \.txt"),
     "climbs.zip": (as_zip({"../evil.txt": b"a"}), r"climbs\.zip: \.\./evil\.txt: a path that climbs out"),
     "climbs.tar": (as_tar({"/etc/evil.txt": b"a"}), r"climbs\.tar: /etc/evil\.txt: a path that climbs out"),
+    "page.parquet": (with_a_broken_page(as_parquet(STORIES * 9)), r"page\.parquet: damaged parquet after 0 rows"),
+    "encrypted.zip": (encrypted(as_zip({"a.txt": b"a"})), r"encrypted\.zip: a\.txt: .*encrypted.*unpack the archive"),
+    "about.zip": (as_zip({"README.md": b"About.", "LICENSE.txt": b"Free."}), r"no document in .*about\.zip"),
     "inner.zip": (as_zip({"a/b.jsonl": b"nonsense"}), r"inner\.zip: a/b\.jsonl: line 1: not JSON"),
 }
 
@@ -270,6 +334,44 @@ def test_bad_input_is_named_with_its_place_and_leaves_nothing(name: str, tmp_pat
     with pytest.raises(UserError, match=message):
         read(tmp_path / "in" / name, tmp_path / "out" / "raw")
     assert list((tmp_path / "out").glob("*")) == [] if (tmp_path / "out").exists() else True
+
+
+def test_a_text_beyond_the_bound_is_named_whatever_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splitting, "MAX_DOCUMENT_CHARS", 2_000_000)
+    documents = ["A story.", "long " * 500_000, "Another."]
+    files = {
+        "a.json": (json.dumps([{"text": text} for text in documents]).encode(), r"a\.json: record 2: longer than"),
+        "a.jsonl": (as_jsonl(documents), r"a\.jsonl: the document that begins '{\"text\": \"long long .*longer than"),
+        "a.parquet": (as_parquet(documents), r"a\.parquet: row 1: text longer than 2,000,000 characters"),
+    }
+    for name, (data, message) in files.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / name, tmp_path / "raw")
+
+
+def test_long_rows_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    decoded = columns._decoded
+    monkeypatch.setattr(columns, "_BYTES", 1_000_000)
+    monkeypatch.setattr(columns, "_decoded", lambda batch, row: sizes.append(len(batch)) or decoded(batch, row))
+    documents = [f"{n} " + "word " * 60_000 for n in range(20)]
+    out = io.BytesIO()
+    pq.write_table(pa.table({"text": documents}), out, use_dictionary=False)
+    assert [record["text"] for _, record in columns.records(out, ["text"])] == documents
+    assert max(sizes) == 3
+
+
+def test_what_a_folder_holds_besides_is_left_out_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.txt", "README.md", "LICENSE", "table.csv", "more.csv"):
+        (tmp_path / name).write_text(f"Text of {name}")
+    assert read(tmp_path, tmp_path / "out/raw") == ["Text of a.txt"]
+    warned = capsys.readouterr().err
+    assert "left out: more.csv, table.csv: unknown type of file; allowed: .txt" in warned
+    assert "left out: LICENSE, README.md: about the data" in warned
+    assert read(tmp_path / "README.md", tmp_path / "out/raw") == ["Text of README.md"]
 
 
 def test_a_path_that_leads_nowhere(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from litdata import StreamingDataset, TokensLoader
 from litdata.streaming.writer import BinaryWriter
 from typer.testing import CliRunner
 
-from pipeline import params
+from pipeline import console, params
 from pipeline.corpus import tokenizer, tokens
 from pipeline.errors import UserError
 
@@ -102,6 +102,16 @@ def test_the_report_accounts_for_every_document_byte_and_token(small: Path) -> N
     assert train["least_used"][0]["count"] == 1
     assert report["dtype"] == "uint16"
     assert (small / "plots/tokens.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_progress_says_how_long_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_SECONDS_BETWEEN_LINES", 0.0)
+    token_set(tmp_path, STORIES, STORIES[:7])
+    shown = capsys.readouterr().out
+    for line in ("training the tokenizer: 400 of 400 documents (100%)", "tokenizing val: 7 of 7 documents (100%)"):
+        assert line in shown and "left" in shown[shown.index(line) :].split("\n")[0]
 
 
 def test_words_and_fallback_are_counted(tmp_path: Path) -> None:
@@ -336,6 +346,7 @@ def test_the_stage_refuses_an_empty_split_and_leaves_nothing_half_written(
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["clean"]
+    assert not (tmp_path / "reports").exists()
 
 
 def test_the_stage_writes_tokenizer_tokens_report_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,38 @@
+"""What `configs/` may say besides Hydra's own: ${watched:PATHS,OTHERWISE}. Hydra imports this before it composes."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+PROJECT = Path(__file__).parents[2]
+
+
+def watched(paths: str | Sequence[str], otherwise: str) -> str:
+    """The one file or folder that DVC should hash to notice an edit of `paths`.
+
+    DVC expands no globs, so a glob is watched through the folder that it begins in, several paths through the folder
+    that holds them all. `otherwise` where nothing of it is there: a Hub id, or a mistake that the stage names.
+    """
+    fixed = [_fixed(path) for path in ([paths] if isinstance(paths, str) else paths)]
+    here = [path for path in fixed if (PROJECT / path).exists()]
+    if not here:
+        return otherwise
+    common = os.path.commonpath(here)
+    if not common:
+        raise ValueError(f"{', '.join(here)}: DVC must watch them; put them into one folder below the project's")
+    return common
+
+
+def _fixed(path: str) -> str:
+    if (PROJECT / path).exists() or not any(sign in path for sign in "*?["):
+        return path
+    parts = Path(path).parts
+    wild = next(n for n, part in enumerate(parts) if any(sign in part for sign in "*?["))
+    if not wild:
+        raise ValueError(f"{path}: DVC must watch the folder of a glob, so name one, as in stories/{path}")
+    return str(Path(*parts[:wild]))
+
+
+OmegaConf.register_new_resolver("watched", watched, replace=True)
