@@ -17,8 +17,8 @@ from pipeline.training.step import LossScale
 from tests.training.small import run, tiny, weights
 
 
-def rows(out: Path) -> list[dict[str, str]]:
-    (path,) = out.glob("runs/*/metrics.csv")
+def rows(out: Path, name: str = "metrics") -> list[dict[str, str]]:
+    (path,) = out.glob(f"runs/*/{name}.csv")
     with path.open() as file:
         return list(csv.DictReader(file))
 
@@ -39,8 +39,10 @@ def test_a_run_learns_and_its_numbers_add_up(corpus: Path, tmp_path: Path) -> No
     assert json.loads((tmp_path / "live" / "metrics.json").read_text())["step"] == 40
     assert not list((tmp_path / "live").glob("**/dvc.yaml"))
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"loss.csv", "loss.png", "experts.png"}
-    experts = report["routing"]["layers"][0]["tokens_per_expert"]
-    assert sum(experts) == 3 * 4 * 8 * 32 * 2  # three readings of four steps, two experts a token
+    visits = [[int(n) for n in row["tokens_per_expert"].split()] for row in rows(tmp_path, "experts")]
+    assert len(visits) == 2 * 10 and {(len(v), sum(v)) for v in visits} == {(4, 4 * 8 * 32 * 2)}  # top-2, four steps
+    last_three = [sum(n) for n in zip(*visits[-6::2], strict=True)]
+    assert report["routing"]["layers"][0]["tokens_per_expert"] == last_three
     loaded = checkpoint_folder.load(tmp_path / "model")
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in weights(tmp_path).items())
 
