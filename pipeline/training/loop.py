@@ -101,9 +101,10 @@ class _Trainer:
         self.done, self.bad_steps, self._elapsed = 0, 0, 0.0
         self.looked = -1  # the step of the last look at val
         self.last: dict[str, float] = {}  # the latest of each metric
-        compiled = self._restore() if begin.checkpoint else False
+        compiled = self._restore() if begin.checkpoint else None
         self.first = self.done
-        self.compiling = Compiling(self.gpt, self.config.compile, fabric.device, compiled)
+        work = planned.total_steps * planned.tokens_per_step * planned.flops_per_token / fabric.world_size
+        self.compiling = Compiling(self.gpt, self.config.compile, fabric, work, compiled)
         self._resumed_at: float | None = None  # while the loop runs
 
     # --- what is trained ----------------------------------------------------------------------------------------------

@@ -266,7 +266,7 @@ def test_the_first_bound_that_is_met_ends_the_run(corpus: Path, tmp_path: Path) 
     assert report["stopped_by"] == "max_tokens" and report["steps"] == 4  # ceil(1000 / 256)
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_model_has_the_losses_of_an_eager_one(corpus: Path, tmp_path: Path) -> None:
     run(corpus, tmp_path / "eager", tiny(max_steps=2))
     report = run(corpus, tmp_path / "compiled", tiny(max_steps=2, compile="on"))
