@@ -227,7 +227,10 @@ def test_going_back_to_an_earlier_checkpoint_forgets_the_later_ones(corpus: Path
 def test_a_finished_run_is_not_trained_again(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = run(corpus, tmp_path, tiny())
     before = (tmp_path / "model" / "lit_model.pth").read_bytes()
+    state = folder_of(tmp_path) / "step-00000012" / "state.pt"
+    written = state.stat().st_ino
     second = run(corpus, tmp_path, tiny())
+    assert state.stat().st_ino == written  # not even replaced by its like: a kill in between would leave none
     assert "was finished before" in capsys.readouterr().out
     assert (tmp_path / "model" / "lit_model.pth").read_bytes() == before
     assert {k: first[k] for k in ("loss", "val_loss", "tokens")} == {
