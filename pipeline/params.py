@@ -330,7 +330,9 @@ class Train(Section):
     max_tokens: Positive | None = Field(description="stop after this many; the first bound that is met ends the run")
     max_steps: Positive | None
     max_epochs: Annotated[float, Field(gt=0)] | None
-    max_minutes: Annotated[float, Field(gt=0)] | None = Field(description="wall time; the schedule needs another bound")
+    max_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        description="wall time of one session of training; the run needs another bound, and goes on to it in the next"
+    )
     optimizer: Optimizer
     schedule: Schedule
     activation_checkpointing: bool
@@ -371,6 +373,8 @@ class Train(Section):
             raise ValueError("strategy: fsdp needs more than one device, and mps is one; take auto")
         if self.strategy == "fsdp" and self.precision == "16-mixed":
             raise ValueError("strategy: fsdp does not go with precision: 16-mixed; take bf16-mixed, or ddp")
+        if self.strategy == "fsdp" and self.optimizer.name == "adamw8bit":
+            raise ValueError("strategy: fsdp cuts the blocks that adamw8bit scales; take optimizer.name: adamw, or ddp")
         if self.strategy == "fsdp" and self.optimizer.name == "muon":
             raise ValueError("strategy: fsdp cuts matrices that muon needs whole; take optimizer.name: adamw, or ddp")
         return self

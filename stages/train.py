@@ -36,8 +36,14 @@ def main(
 
         try:
             loop.train(params.load(params_file), TOKENS, TOKENIZER, CHECKPOINT, **places)
-        except (UserError, Interrupted):
-            raise typer.Exit(1) from None
+        except Interrupted:  # no failure: rank 0 gives the exit code, if it is not killed for one of ours
+            return
+        except UserError as error:
+            console.fail(f"train, rank {rank()}: {error}")
+            raise typer.Exit(2) from None
+        except Exception as error:
+            console.fail(f"train, rank {rank()}: {error!r}")
+            raise
         return
     key = resume_key(params_file, TOKENS, TOKENIZER) if resume == "auto" else None
     with stage("train", params_file, resume_key=key) as job:

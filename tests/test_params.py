@@ -72,6 +72,10 @@ def test_every_preset_is_valid_or_says_what_it_needs(group, name, tmp_path):
         (["model.n_head=6"], "model.n_head: 6 does not divide n_embd = 128; allowed: 1, 2, 4, 8"),
         (["train.block_size=512"], "train.block_size: 512 is more than the model's context; allowed: 1 to"),
         (["train.device=cpu", "train.precision=16-mixed"], "train.precision: 16-mixed needs a GPU"),
+        (
+            ["train.device=cuda", "train.strategy=fsdp", "train.optimizer.name=adamw8bit"],
+            "train.strategy: fsdp cuts the blocks that adamw8bit scales",
+        ),
         (["train.global_batch_size=17"], "train.global_batch_size: 17 is no multiple"),
         (["download.source=locla"], "download.source = 'locla'; allowed: 'bundled'"),
         (["download=local", "download.watch='books/*.txt'"], "download.watch: 'books/*.txt' is a glob"),

@@ -72,10 +72,15 @@ def opened(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def forget_after(folder: Path, step: int) -> None:
-    """Remove what a run that begins again at `step` makes anew; it would pass for newer than the run itself."""
+def forget_after(folder: Path, step: int, begin: Checkpoint | None) -> None:
+    """Remove what a run that begins again at `step` makes anew; it would pass for newer than the run itself.
+
+    So would one of the same step that is not `begin`, which the run goes on from. And where nothing stands in the
+    place of a new checkpoint, no kill can fall between taking away the old one and putting the new one there.
+    """
     for path in _steps(folder):
-        if int(path.name.removeprefix("step-")) > step:
+        of = int(path.name.removeprefix("step-"))
+        if of > step or (of == step and not (begin and path.samefile(begin.path))):
             shutil.rmtree(path)
 
 
@@ -115,12 +120,19 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take up moments and step counts; rates, decay and betas stay those that the optimizer was made with.
+
+    They stand in params: a run that goes on from a named checkpoint with other settings trains with those.
+    """
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     flat = [p for group in optimizer.param_groups for p in group["params"]]
     for i, entry in state["state"].items():
         for key, value in entry.items():
             if isinstance(value, Tensor) and value.shape == flat[i].shape:
                 entry[key] = _laid_out_as(flat[i], value)
     optimizer.load_state_dict(state)
+    for group, now in zip(optimizer.param_groups, settings, strict=True):
+        group.update(now)
 
 
 def random_state() -> dict[str, Any]:

@@ -9,7 +9,7 @@ Dimensions: B micro batch, S = T + 1 tokens of a sample, G global batch.
 
 import hashlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,27 +111,30 @@ def positions(train: Train, step: int, rank: int, world_size: int) -> list[list[
     return [list(range(i, i + train.micro_batch_size)) for i in range(first, first + share, train.micro_batch_size)]
 
 
-def batches(samples: Samples, train: Train, first_step: int, rank: int, world_size: int, pin: bool) -> Iterator[Tensor]:
-    """Micro batches of `rank` from `first_step` on: int64 [B, T+1], endless."""
+def batches(
+    samples: Samples, train: Train, first_step: int, rank: int, world_size: int, pin: bool
+) -> Generator[Tensor, None, None]:
+    """Micro batches of `rank` from `first_step` on: int64 [B, T+1], endless. Closing it ends the workers."""
     loader: DataLoader[Any] = DataLoader(
         samples,
         batch_sampler=_Steps(train, first_step, rank, world_size),
         num_workers=train.num_workers,
         collate_fn=_as_it_is,  # type: ignore[arg-type]  # Samples.__getitems__ gives a batch as one tensor
         pin_memory=pin,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator().manual_seed(train.seed),  # its own: a loader draws a seed for its workers
     )
-    return iter(loader)
+    yield from loader
 
 
 def _as_it_is(batch_BS: Any) -> Any:
     return batch_BS
 
 
-def _ignore_interrupt(_: int) -> None:
-    """Ctrl-C reaches the whole process group; the trainer decides when its readers stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(_: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer decides when its readers stop."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 def spread(samples: Samples, count: int, rank: int, world_size: int, batch_size: int) -> Iterator[Tensor]:

@@ -34,7 +34,7 @@ def forecast(params: Params, tokens: Path, tokenizer: Path) -> Iterator[str]:
     yield f"vocabulary: {vocab_size:,} tokens{origin}"
     yield f"parameters: {count.total:,} in all, {count.active:,} active for a token"
     rows = build.config(model, vocab_size).padded_vocab_size
-    need = memory.count(model, train, count.total, rows)
+    need = memory.count(build.resolved(model, vocab_size), train, count.total, rows)
     yield f"memory on each device: about {console.size(need.total)} ({need})"
     per_token = count.flops_per_token(train.block_size)
     yield f"work: {per_token / 1e6:,.1f} MFLOP a token, forward and backward"

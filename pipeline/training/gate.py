@@ -9,6 +9,7 @@ from pipeline import console
 from pipeline.errors import UserError
 from pipeline.model.routing import RoutingStats
 from pipeline.params import RoutingGate
+from pipeline.training.identity import rank
 
 _POOLED = 3  # readings looked at together, so that one small window is no verdict
 
@@ -40,7 +41,7 @@ class Gate:
                 f"{words}. The last checkpoint stays. A higher train.balance_coef, a lower learning rate or a longer "
                 "warm-up spread the load; train.routing_gate has the limits"
             )
-        if self._violated == 1:
+        if self._violated == 1 and rank() == 0:
             console.warn(f"{words} (said once; the report counts them)")
 
     def state(self) -> dict[str, Any]:
@@ -55,11 +56,29 @@ class Gate:
         self._recent.extend([RoutingStats(**stats) for stats in layers] for layers in state["recent"])
         self._violations, self._violated, self._looks = state["violations"], state["violated"], state["looks"]
 
+    def verdict(self) -> str:
+        """off (also of a model without experts), not looked at, violated (when it last looked) or passed."""
+        if self._limits.action == "off" or not any(self._recent):
+            return "off"
+        if not self._looks:
+            return "not looked at"
+        return "violated" if self._violations else "passed"
+
     def report(self) -> dict[str, Any]:
-        """The verdict, and each MoE layer's routing over the last readings."""
+        """The verdict, and each MoE layer's routing over the last readings; warns where there was too little to see."""
         layers = [_pooled(stats) for stats in zip(*self._recent, strict=True)]
+        if self.verdict() == "not looked at":
+            few = len(self._recent) < _POOLED
+            why = (
+                f"it needs {_POOLED} readings and the run made {len(self._recent)}; a lower train.log_every makes more"
+                if few
+                else f"training ended before the run was past its grace of {self._limits.grace:.0%}"
+            )
+            console.warn(
+                f"the routing gate (train.routing_gate.action = {self._limits.action!r}) was not looked at: {why}"
+            )
         return {
-            "gate": "off" if self._limits.action == "off" else "violated" if self._violations else "passed",
+            "gate": self.verdict(),
             "looks": self._looks,
             "looks_violated": self._violated,
             "violations_at_end": self._violations,

@@ -29,12 +29,22 @@ _DATASHEET = {
 def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
     """FLOP/s that one device can reach in this precision, and how that is known: datasheet or a measured product."""
     if device.type == "cuda" and precision != "32-true":
-        name = torch.cuda.get_device_name(device)
-        for known, tera in _DATASHEET.items():
-            if known in name:
-                return tera * 1e12, f"datasheet of {known}"
+        known = _known(torch.cuda.get_device_name(device))
+        if known:
+            return _DATASHEET[known] * 1e12, f"datasheet of {known}"
     dtype = {"32-true": torch.float32, "16-mixed": torch.float16}.get(precision, torch.bfloat16)
     return gemm_flops(device, dtype), f"measured product of matrices in {str(dtype).removeprefix('torch.')}"
+
+
+def _known(name: str) -> str | None:
+    """The entry of the table for a card's name, by whole words: an L40 is no L4, a T400 no T4, a 3080 Ti no 3080."""
+    words = name.replace("-", " ").split()
+    for known in _DATASHEET:
+        wanted = known.split()
+        at = [i for i in range(len(words)) if words[i : i + len(wanted)] == wanted]
+        if at and words[at[0] + len(wanted) : at[0] + len(wanted) + 1] not in (["Ti"], ["SUPER"], ["D"], ["Laptop"]):
+            return known
+    return None
 
 
 def gemm_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
@@ -45,15 +55,16 @@ def gemm_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -
     out = a @ b
     best, begun = float("inf"), time.perf_counter()
     while time.perf_counter() - begun < seconds:
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         torch.mm(a, b, out=out)
-        _wait(device)
+        wait(device)
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -26,6 +26,7 @@ OF_LAYER = ("load_entropy", "max_violation", "dead_experts", "router_entropy", "
 class History:
     """metrics.csv (a row a reading) and experts.csv (a row a reading and MoE layer), and whoever watches.
 
+    `tokens_per_expert` in experts.csv: visits since the reading before, one number an expert, a space between.
     They lie outside of DVC's outputs, which DVC removes before a stage runs again.
     """
 
@@ -33,7 +34,7 @@ class History:
         """Go on after `first_step`: what a killed run wrote beyond it is dropped, the rest is shown again."""
         self._run = run
         self._metrics = _Table(folder / "metrics.csv", COLUMNS, first_step)
-        self._experts = _Table(folder / "experts.csv", ("step", "layer", *OF_LAYER), first_step)
+        self._experts = _Table(folder / "experts.csv", ("step", "layer", *OF_LAYER, "tokens_per_expert"), first_step)
         self.rows = self._metrics.rows
         live.mkdir(parents=True, exist_ok=True)
         # Neither a dvc.yaml of its own nor an experiment: the stage's dvc.yaml says what is plotted.
@@ -47,7 +48,8 @@ class History:
         of_layers: dict[str, float] = {}
         for i, layer in enumerate(layers):
             numbers = {name: float(getattr(layer, name)) for name in OF_LAYER}
-            self._experts.add({"step": row["step"], "layer": i, **numbers})
+            visits = " ".join(map(str, layer.tokens_per_expert))
+            self._experts.add({"step": row["step"], "layer": i, **numbers, "tokens_per_expert": visits})
             of_layers |= {f"layer_{i}/{name}": value for name, value in numbers.items()}
         self._show(row)
         self._live.make_summary()  # not sync(): it reads all the history again each time

@@ -31,7 +31,7 @@ _PIPELINE = Path(__file__).parents[1]
 _CODE = (
     *("model/blocks.py", "model/build.py", "model/expert_kernels.py", "model/moe.py", "model/routing.py"),
     *("corpus/tokens.py", "training/data.py", "training/losses.py", "training/optim.py", "training/step.py"),
-    "training/loop.py",
+    *("training/initial.py", "training/loop.py"),
 )
 
 
@@ -65,11 +65,16 @@ def resume_key(params_file: Path, tokens: Path, tokenizer: Path) -> str | None:
 
 
 def rank() -> int:
-    """This process's rank as its environment tells it, before anything was launched; 0 is the one that reports."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
+    """This process's rank as its environment tells it, before anything was launched; 0 is the one that reports.
+
+    torchrun sets RANK. Otherwise the one that reports is the first of its node (LOCAL_RANK, which Fabric gives to those
+    it starts) on the first node (NODE_RANK, which a plain start on several nodes sets) or of Slurm's job; exact but on
+    the later nodes of a plain start, where it only tells that this is another.
+    """
+    if os.environ.get("RANK", "").isdigit():
+        return int(os.environ["RANK"])
+    given = (os.environ.get(name, "") for name in ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
+    return max([int(number) for number in given if number.isdigit()], default=0)
 
 
 def differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -9,8 +10,11 @@ from typing import Any, Self
 class Interrupted(Exception):  # noqa: N818 - no error
     """Training was asked to stop and has; `exit_code` is what shells expect (128 + the signal's number)."""
 
-    def __init__(self, number: int, words: str) -> None:
-        super().__init__(words)
+    def __init__(self, number: int, done: int, total: int, folder: Path) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} after step {done} of {total}; a checkpoint is in {folder}: "
+            "the same command goes on from there"
+        )
         self.exit_code = 128 + number
 
 

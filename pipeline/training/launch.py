@@ -1,15 +1,20 @@
 """Where training runs: device, precision and strategy out of params, and the processes that Fabric starts for them."""
 
-from typing import Any
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.params import Train
+
+T = TypeVar("T")
 
 
 def device_of(train: Train) -> str:
@@ -40,9 +45,11 @@ def device_of(train: Train) -> str:
 def fabric_for(train: Train, device: str) -> Fabric:
     """Fabric with the strategy of params. `launch()` on it starts the other processes, unless torchrun or Slurm did.
 
+    Raises UserError, on every rank alike, where those started another number of processes than params ask for.
     bf16-true: the weights are made in bfloat16, so nothing is left for Fabric to convert (it would take the rotary
     tables with it, which must stay float32). 16-mixed: the loop scales the loss itself.
     """
+    _refuse_another_world(train)
     precision: Any = {"precision": "bf16-mixed" if train.precision == "bf16-mixed" else "32-true"}
     if train.precision == "16-mixed":
         precision = {"plugins": [MixedPrecision("16-mixed", device, torch.amp.GradScaler(device, enabled=False))]}
@@ -53,6 +60,44 @@ def fabric_for(train: Train, device: str) -> Fabric:
             world = train.devices * train.num_nodes
             strategy = ModelParallelStrategy(_shard, data_parallel_size=world, tensor_parallel_size=1)
     return Fabric(accelerator=device, devices=train.devices, num_nodes=train.num_nodes, strategy=strategy, **precision)
+
+
+def _refuse_another_world(train: Train) -> None:
+    """All ranks see the same numbers, so all leave; Lightning would raise on some and leave the others waiting."""
+    world = train.devices * train.num_nodes
+    if SLURMEnvironment.detect() and "RANK" not in os.environ:  # torchrun inside of a Slurm job sets RANK
+        started, by = os.environ["SLURM_NTASKS"], "Slurm's job has {} tasks"
+    elif "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        started, by = os.environ["WORLD_SIZE"], "WORLD_SIZE (torchrun sets it) is {}"
+    else:
+        return  # Fabric starts them itself
+    here = os.environ.get("LOCAL_WORLD_SIZE", str(train.devices))
+    if started == str(world) and here == str(train.devices):
+        return
+    each = "" if here == str(train.devices) else f", {here} on each node"
+    raise UserError(
+        f"train.devices = {train.devices} and train.num_nodes = {train.num_nodes} are {world} processes, but "
+        f"{by.format(started)}{each}; start as many as params say (torchrun --nproc_per_node {train.devices} "
+        f"--nnodes {train.num_nodes}, or srun --ntasks {world} --ntasks-per-node {train.devices}), "
+        "or set train.devices and train.num_nodes to what was started"
+    )
+
+
+def from_rank_zero(fabric: Fabric, find: Callable[[], T]) -> T:
+    """What rank 0 finds, on every rank. Where that is a UserError, the others leave too, and leave the words to it."""
+    found: Any = None
+    if fabric.is_global_zero:
+        try:
+            found = find()
+        except UserError as error:
+            found = error
+    found = fabric.broadcast(found)
+    if isinstance(found, UserError):
+        if fabric.is_global_zero:
+            raise found
+        raise SystemExit(0)
+    result: T = found
+    return result
 
 
 def _shard(module: nn.Module, mesh: Any) -> Any:
@@ -76,10 +121,14 @@ def reduced(fabric: Fabric, tensor: Tensor, how: str) -> Tensor:
 
 
 def end_children(fabric: Fabric) -> None:
-    """After a failure here: the processes that Fabric started would wait for this one for ever."""
-    launcher = fabric.strategy.launcher
-    for process in getattr(launcher, "procs", []):
-        process.terminate()
+    """After a failure here: the processes that Fabric started would wait for this one for ever.
+
+    Killed, since they note the first SIGTERM only; forgotten, since Fabric would kill this one for their exit codes.
+    """
+    processes = getattr(fabric.strategy.launcher, "procs", [])
+    for process in processes:
+        process.kill()
+    processes.clear()
 
 
 def leave_group() -> None:

@@ -6,6 +6,7 @@ report = train(params, tokens, tokenizer, into, runs=Path("checkpoints"), live=â
 import random
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from pipeline import console, tracking
 from pipeline.errors import UserError
 from pipeline.model import build, checkpoint_folder, huggingface
 from pipeline.params import Params
-from pipeline.training import checkpoint, data, hardware, launch, memory, optim, plan, resumption
+from pipeline.training import checkpoint, data, hardware, initial, launch, memory, optim, plan, resumption
 from pipeline.training.compiling import Compiling
 from pipeline.training.gate import Gate
 from pipeline.training.history import History, plots_of
-from pipeline.training.identity import rank
 from pipeline.training.interruption import Interrupted, Interruption
 from pipeline.training.recompute import recompute_blocks
 from pipeline.training.step import Objective, Reading, Step
+from pipeline.training.stopping import Stopping
 
 _SHARE_OF_PEAK = {"cpu": 0.35, "cuda": 0.3, "mps": 0.25}  # for the estimate before anything was measured
 
@@ -49,20 +50,25 @@ def train(
     """
     device = launch.device_of(params.train)
     planned = plan.make(params, tokens, tokenizer)
-    begin: Any = None
-    if rank() == 0:
+    fabric = launch.fabric_for(params.train, device)
+    fabric.launch()
+
+    def find() -> resumption.Beginning:
         plan.remarks(planned, params)
         begin = resumption.find(params, tokens, tokenizer, runs, resume)
         if begin.checkpoint is None:
             console.say(f"train: {huggingface.prove_exportable(params.model, planned.vocab_size)}")
-    fabric = launch.fabric_for(params.train, device)
-    fabric.launch()
-    begin = fabric.broadcast(begin)
-    sizes = (params.model, params.train, planned.count.total, planned.vocab_size, fabric.device)
+        return begin
+
+    built = build.resolved(params.model, planned.vocab_size)  # of a twin, what it takes; not what it is a twin of
+    sizes = (built, params.train, planned.count.total, planned.vocab_size, fabric.device)
     try:
+        begin = launch.from_rank_zero(fabric, find)
         with memory.explained(*sizes), Interruption() as interruption:
             trainer = _Trainer(params, planned, fabric, begin, interruption)
             return trainer.run(into, tokenizer, live, plots, run)
+    except Interrupted:  # the others were interrupted alike, and leave by themselves
+        raise
     except BaseException:
         launch.end_children(fabric)
         raise
@@ -93,10 +99,12 @@ class _Trainer:
         self.step = Step(fabric, self.module, self.optimizers, self.config)
         self.gate = Gate(self.config.routing_gate, planned.total_steps)
         self.done, self.bad_steps, self._elapsed = 0, 0, 0.0
+        self.looked = -1  # the step of the last look at val
         self.last: dict[str, float] = {}  # the latest of each metric
-        compiled = self._restore() if begin.checkpoint else False
+        compiled = self._restore() if begin.checkpoint else None
         self.first = self.done
-        self.compiling = Compiling(self.gpt, self.config.compile, fabric.device, compiled)
+        work = planned.total_steps * planned.tokens_per_step * planned.flops_per_token / fabric.world_size
+        self.compiling = Compiling(self.gpt, self.config.compile, fabric, work, compiled)
         self._resumed_at: float | None = None  # while the loop runs
 
     # --- what is trained ----------------------------------------------------------------------------------------------
@@ -106,7 +114,7 @@ class _Trainer:
         dtype = torch.bfloat16 if config.precision == "bf16-true" else None
         gpt = build.build(model, self.plan.vocab_size, seed=config.seed, device=device, dtype=dtype)
         if config.initial_checkpoint and self.begin.checkpoint is None:
-            _take_weights(gpt, Path(config.initial_checkpoint))
+            initial.take_weights(gpt, Path(config.initial_checkpoint))
         if config.activation_checkpointing:
             recompute_blocks(gpt)
         return gpt
@@ -114,15 +122,16 @@ class _Trainer:
     def run(
         self, into: Path, tokenizer: Path, live: Path, plots: Path | None, tracker: tracking.Run | None
     ) -> dict[str, Any]:
-        """Train to the end, save the model, return the report."""
+        """Train to the end, or to that of this session; save the model, return the report."""
         self.history: History | None = None
         if self.fabric.is_global_zero:
-            checkpoint.forget_after(self.begin.folder, self.done)
+            checkpoint.forget_after(self.begin.folder, self.done, self.begin.checkpoint)
             self.history = History(self.begin.folder, live, tracker, self.done)
         self.peak, self.peak_origin = hardware.peak_flops(self.fabric.device, self.config.precision)
         self._announce()
         reason = self._steps()
-        self._save(finished=True)
+        if not self._is_saved():
+            self._save()
         model = self._whole_model()
         if self.history is None:
             return {}
@@ -135,68 +144,57 @@ class _Trainer:
             tracker.log_heatmap("expert load", loads, tokens=self._tokens(), x="expert", y="MoE layer")
         self.history.close()
         self._forget_finished_runs()
+        if not self._is_finished():
+            console.warn(
+                f"train: train.max_minutes = {self.config.max_minutes:g} were over after step {self.done} of "
+                f"{self.plan.total_steps}; for as long again from there: dvc repro --force --single-item train"
+            )
         return self._report(reason, routing)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def _steps(self) -> str:
-        """Train until a bound is met; say which."""
-        config, total = self.config, self.plan.total_steps
-        pin = self.fabric.device.type == "cuda"
-        batches = data.batches(
-            self.plan.samples, config, self.done, self.fabric.global_rank, self.fabric.world_size, pin
-        )
+        """Train until a bound is met; say which. What was trained last is logged and looked at when it ends."""
+        config, total, fabric = self.config, self.plan.total_steps, self.fabric
+        pin = fabric.device.type == "cuda"
+        stopping = Stopping(fabric, self.interruption, config.max_minutes)
+        reason = self.plan.bound if self._is_finished() else None
+        left = (total - self.done) * self.plan.tokens_per_step
         self._resumed_at = self._window_begun = time.perf_counter()
         self._paused = 0.0
         self.module.train()
-        reason = self._stop_reason()
-        left = (total - self.done) * self.plan.tokens_per_step
-        with console.progress("train", left, "tokens") as advance:
+        batches = data.batches(self.plan.samples, config, self.done, fabric.global_rank, fabric.world_size, pin)
+        with closing(batches), console.progress("train", left, "tokens") as advance:
             while reason is None:
                 lr = optim.set_learning_rates(self.optimizers, config.schedule, self.done, total)
                 self.step(self.done, batches)
                 self.done += 1
                 self.compiling.after_step(total - self.done)
-                look = self.done == total or (config.eval_every and self.done % config.eval_every == 0)
-                log = look or self.done % config.log_every == 0
-                if log:
+                stop = stopping.after_step()
+                if self._is_finished():
+                    reason = self.plan.bound
+                elif stop.time_is_over:
+                    reason = "max_minutes"
+                look = reason is not None or bool(config.eval_every and self.done % config.eval_every == 0)
+                if look or self.done % config.log_every == 0:
                     self._log(lr, self._pause(self._validate) if look else None)
-                elif self.fabric.device.type == "cpu":  # where looking costs nothing
+                elif fabric.device.type == "cpu":  # where looking costs nothing
                     self._refuse_bad_steps(*self.step.window.bad_in_row())
-                if self.fabric.is_global_zero:
+                if fabric.is_global_zero:
                     loss = self.last.get("lm_loss")
                     advance(self.plan.tokens_per_step, f"loss {loss:.3f}" if loss is not None else "")
-                if log or self.fabric.world_size == 1:  # ranks have to agree, and that is a wait
-                    self._stop_if_asked()
-                    reason = self._stop_reason()
+                if stop.signal:
+                    self._save()
+                    raise Interrupted(stop.signal, self.done, total, self.begin.folder)
                 if reason is None and self.done % config.checkpoint_every == 0:
                     self._pause(self._save)
+        if self.looked != self.done:  # a checkpoint that was named is at the end of this run without having seen one
+            self.last["val_loss"] = self._validate()
         self._elapsed, self._resumed_at = self.elapsed, None
         return reason
 
-    def _stop_reason(self) -> str | None:
-        minutes = self.config.max_minutes
-        if self.done >= self.plan.total_steps:
-            return self.plan.bound
-        if minutes is not None and self._agreed(self.elapsed >= 60 * minutes):
-            return "max_minutes"
-        return None
-
-    def _stop_if_asked(self) -> None:
-        if number := self._agreed(self.interruption.number):
-            self._save()
-            raise Interrupted(
-                number,
-                f"stopped by {'SIGINT' if number == 2 else 'SIGTERM'} after step {self.done} of "
-                f"{self.plan.total_steps}; a checkpoint is in {self.begin.folder}: the same command goes on from there",
-            )
-
-    def _agreed(self, value: int | bool) -> int:
-        """The largest of the ranks' values."""
-        if self.fabric.world_size == 1:
-            return int(value)
-        largest: Any = self.fabric.all_reduce(torch.tensor(int(value), device=self.fabric.device), reduce_op="max")
-        return int(largest)
+    def _is_finished(self) -> bool:
+        return self.done >= self.plan.total_steps
 
     def _pause(self, work: Any) -> Any:
         """Do what is no training; it does not count in the window's tokens per second."""
@@ -209,6 +207,7 @@ class _Trainer:
     def _validate(self) -> float:
         """Loss on the val samples that `eval_samples` asks for, nats a token."""
         config, fabric = self.config, self.fabric
+        self.looked = self.done
         self.module.eval()
         total: Any = torch.zeros(2, device=fabric.device)
         for tokens_BS in data.spread(
@@ -327,7 +326,12 @@ class _Trainer:
     def _tokens(self) -> int:
         return self.done * self.plan.tokens_per_step
 
-    def _save(self, finished: bool = False) -> None:
+    def _is_saved(self) -> bool:
+        begin = self.begin.checkpoint
+        there = begin is not None and begin.path.parent.resolve() == self.begin.folder.resolve()
+        return there and self.done == self.first
+
+    def _save(self) -> None:
         """Write a checkpoint; every rank must call it."""
         generators: list[Any] = [None] * self.fabric.world_size
         if self.fabric.world_size > 1:
@@ -344,8 +348,10 @@ class _Trainer:
             "bad_steps": self.bad_steps,
             "compiled": self.compiling.done,
             "elapsed": self.elapsed,
+            "looked": self.looked,
         }
         if self.fabric.is_global_zero:
+            finished = self._is_finished()
             meta = {"identity": self.begin.identity, "finished": finished}
             keep = 1 if finished else self.config.keep_checkpoints
             checkpoint.save(self.begin.folder, self.done, state, meta, keep)
@@ -364,7 +370,7 @@ class _Trainer:
             checkpoint.load_random_state(state["random"][self.fabric.global_rank])
         self.gate.load(state["gate"])
         self.done, self.last, self.bad_steps = self.begin.checkpoint.step, state["last"], state["bad_steps"]
-        self._elapsed = state["elapsed"]
+        self._elapsed, self.looked = state["elapsed"], state.get("looked", -1)
         return bool(state["compiled"])
 
     def _whole_model(self) -> build.MoEGPT:
@@ -382,16 +388,3 @@ class _Trainer:
         for folder in self.begin.folder.parent.iterdir():
             if folder != self.begin.folder and folder.is_dir() and checkpoint.is_finished(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _take_weights(gpt: build.MoEGPT, folder: Path) -> None:
-    """Begin with the weights of a litgpt folder. Raises UserError where it holds another architecture."""
-    other = checkpoint_folder.load(folder)
-    try:
-        gpt.load_state_dict(other.state_dict())
-    except RuntimeError:
-        mine, theirs = vars(gpt.config), vars(other.config)
-        differing = [
-            f"{k}: {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs.get(k) and k != "name"
-        ]
-        raise UserError(f"train.initial_checkpoint = {folder} is of another model: {'; '.join(differing)}") from None

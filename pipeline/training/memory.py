@@ -23,7 +23,7 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
-    activations: int  # with the logits, and the 16-bit copies of the weights in mixed precision
+    activations: int  # with the logits, and the copies of weights that products take
 
     @property
     def total(self) -> int:
@@ -35,7 +35,10 @@ class Memory:
 
 
 def count(model: Model, train: Train, n_parameters: int, rows: int) -> Memory:
-    """What a step needs at its peak; `rows` of the head. The state is exact, activations an upper bound."""
+    """What a step needs at its peak; `rows` of the head. The state is exact, activations an upper bound.
+
+    On a GPU the experts' products are counted as those of cards without grouped GEMM, which take more.
+    """
     weight = 2 if train.precision == "bf16-true" else 4
     # adamw8bit: two moments of a byte, and a float32 scale for each block of 256. muon: one moment, for most weights.
     optimizer = {"adamw": 2 * weight, "muon": weight, "adamw8bit": 2 + 2 * 4 / 256}[train.optimizer.name]
@@ -57,13 +60,36 @@ def _activations(model: Model, train: Train, rows: int) -> int:
     tokens = train.micro_batch_size * train.block_size
     head = model.head_size or model.n_embd // model.n_head
     attention = 6 * model.n_embd + (2 * model.n_head + 2 * model.n_query_groups) * head
-    expert = model.n_expert_per_token * (2 * model.n_embd + 4 * model.moe_intermediate_size)
-    expert += 4 * model.n_shared_expert * model.moe_intermediate_size
     moe = set(model.moe_layers)
-    layers = [attention + (expert if i in moe else 4 * model.intermediate_size) for i in range(model.n_layer)]
-    kept = sum(layers) if not train.activation_checkpointing else max(layers) + model.n_layer * model.n_embd
-    logits = min(tokens, train.loss_chunk or tokens) * rows * (size + 2 * 4)  # and in float32, with their gradient
-    return round(kept * size * tokens + logits)
+    visits, copies = tokens * model.n_expert_per_token, 0
+    if moe and train.device != "cpu":
+        visits, copies = _blocks(model, visits)
+    expert = visits * (2 * model.n_embd + 4 * model.moe_intermediate_size)
+    expert += tokens * 4 * model.n_shared_expert * model.moe_intermediate_size
+    dense = tokens * 4 * model.intermediate_size
+    layers = [tokens * attention + (expert if i in moe else dense) for i in range(model.n_layer)]
+    inputs = model.n_layer * tokens * model.n_embd
+    kept = sum(layers) if not train.activation_checkpointing else max(layers) + inputs
+    return round((kept + copies) * size) + _head(model, train, rows, tokens, size)
+
+
+def _blocks(model: Model, visits: int) -> tuple[int, int]:
+    """Visits with the padding to whole blocks, and elements of the blocks' copies of their experts' weights.
+
+    As pipeline/model/expert_kernels.py lays them out. One layer's copies live at a time: in forward, and gathered again
+    in backward, there beside their gradients.
+    """
+    block = max(16, -(-visits // (64 * model.n_expert)) * 16)
+    n_blocks = -(-visits // block) + model.n_expert
+    copy = 3 * model.moe_intermediate_size * model.n_embd
+    return n_blocks * block, 2 * n_blocks * copy
+
+
+def _head(model: Model, train: Train, rows: int, tokens: int, size: int) -> int:
+    """Logits, also in float32 and with their gradient; in chunks, the head's gradient summed in float32 as well."""
+    chunk = min(tokens, train.loss_chunk or tokens)
+    summed = rows * model.n_embd * (4 + size) if chunk < tokens else 0  # and in the head's type, which it is cast to
+    return chunk * rows * (size + 2 * 4) + summed
 
 
 @contextmanager

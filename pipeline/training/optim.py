@@ -65,7 +65,7 @@ def build(model: nn.Module, chosen: params.Optimizer, device: torch.device) -> l
     optimizers.append(_adamw(groups, chosen, device))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["peak"] = group["lr"]
+            group["peak"] = float(group["lr"])  # a number of its own: torchao keeps the rate in a tensor
     return optimizers
 
 
@@ -118,9 +118,16 @@ def learning_rate(schedule: params.Schedule, peak: float, step: int, total_steps
 def set_learning_rates(
     optimizers: list[torch.optim.Optimizer], schedule: params.Schedule, step: int, total_steps: int
 ) -> float:
-    """Set every group's rate for this step; return the last one (AdamW's)."""
+    """Set every group's rate for this step; return the last one (AdamW's).
+
+    A rate in a tensor is filled, not replaced: torchao's optimizers refuse a step where it is no tensor any more.
+    """
     lr = 0.0
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            lr = group["lr"] = learning_rate(schedule, group["peak"], step, total_steps)
+            lr = learning_rate(schedule, group["peak"], step, total_steps)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
     return lr

@@ -3,20 +3,30 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from pipeline.errors import UserError
 from pipeline.params import Params
-from pipeline.training import checkpoint
+from pipeline.training import checkpoint, identity, launch
 from tests.training.small import ROOT, run, tiny, weights
 
 STEPS = 6
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def rank(corpus: Path, out: Path, parameters: Params, environment: dict[str, str]) -> None:
@@ -28,9 +38,7 @@ def rank(corpus: Path, out: Path, parameters: Params, environment: dict[str, str
 
 def together(children: Any, corpus: Path, out: Path, parameters: Params, world: int = 2) -> dict[str, Any]:
     """Train in `world` processes that find each other by the environment, as under torchrun or Slurm."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     processes = []
     for i in range(world):
         environment = {
@@ -76,6 +84,14 @@ def test_two_processes_have_the_losses_of_one(
     assert all((mine[name] - theirs[name]).abs().max() < 1e-3 for name in theirs)
 
 
+def test_two_processes_that_accumulate_have_the_gradient_of_one(children: Any, corpus: Path, tmp_path: Path) -> None:
+    settings = {"max_steps": 3, "device": "auto", "balance_coef": 0.0}  # balancing is over what a step saw so far
+    run(corpus, tmp_path / "one", tiny(micro_batch_size=8, **settings))
+    together(children, corpus, tmp_path / "two", tiny(micro_batch_size=2, devices=2, strategy="ddp", **settings))
+    for column in ("loss", "z_loss", "grad_norm"):
+        assert losses(tmp_path / "two", column) == pytest.approx(losses(tmp_path / "one", column), rel=1e-4)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_go_on_from_their_checkpoint(children: Any, corpus: Path, tmp_path: Path, strategy: str) -> None:
     parameters = tiny(max_steps=STEPS, devices=2, device="auto", strategy=strategy, keep_checkpoints=9)
@@ -90,17 +106,103 @@ def test_two_processes_go_on_from_their_checkpoint(children: Any, corpus: Path, 
     assert all(before[name].equal(value) for name, value in weights(tmp_path).items())
 
 
-def test_the_stage_starts_its_other_process_itself(corpus: Path, tmp_path: Path) -> None:
+def stage(
+    corpus: Path, out: Path, parameters: Params, *start: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The train stage as a user starts it, in a project of its own."""
     for name in ("tokens", "tokenizer"):
-        shutil.copytree(corpus / name, tmp_path / "data" / name)
-    parameters = tiny(max_steps=2, devices=2)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(parameters.model_dump(mode="json")))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.train"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+        shutil.copytree(corpus / name, out / "data" / name, dirs_exist_ok=True)
+    (out / "params.yaml").write_text(yaml.safe_dump(parameters.model_dump(mode="json")))
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"} | environment
+    return subprocess.run(
+        [sys.executable, *start, "-m", "stages.train"],
+        cwd=out, env=os.environ | environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def torchrun(processes: int) -> list[str]:
+    return ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())]
+
+
+def test_the_stage_starts_its_other_process_itself(corpus: Path, tmp_path: Path) -> None:
+    done = stage(corpus, tmp_path, tiny(max_steps=2, devices=2))
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "reports" / "train.json").read_text())
     assert report["devices"] == 2 and report["steps"] == 2
     assert done.stdout.count("train: wrote models/litgpt") == 1
     assert (tmp_path / "models" / "litgpt" / "lit_model.pth").is_file()
+
+
+def test_under_torchrun_the_stage_has_the_losses_of_one_process(corpus: Path, alone: Path, tmp_path: Path) -> None:
+    done = stage(corpus, tmp_path, tiny(max_steps=STEPS, devices=2), *torchrun(2))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "reports" / "train.json").read_text())
+    assert report["devices"] == 2 and report["loss"] == pytest.approx(losses(alone, "lm_loss")[-1], rel=1e-4)
+    assert report["val_loss"] == pytest.approx(losses(alone, "val_loss")[-1], rel=1e-4)
+    assert done.stdout.count("train: wrote models/litgpt") == 1
+
+
+def test_an_error_on_rank_0_alone_ends_all_ranks_and_is_told_once(corpus: Path, tmp_path: Path) -> None:
+    done = stage(corpus, tmp_path, tiny(max_steps=2, devices=2), MOE_RESUME="nowhere")
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1 and "nowhere is no checkpoint" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send to a group of processes")
+def test_ranks_obey_a_signal_between_lines_of_metrics_and_rank_0_gives_the_exit_code(
+    corpus: Path, tmp_path: Path
+) -> None:
+    parameters = tiny(max_steps=10**6, devices=2, log_every=10**6, checkpoint_every=10)
+    for name in ("tokens", "tokenizer"):
+        shutil.copytree(corpus / name, tmp_path / "data" / name)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(parameters.model_dump(mode="json")))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.train"],
+        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while process.poll() is None and not list(tmp_path.glob("checkpoints/*/step-*")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "stopped by SIGINT after step" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}, "is 3, 3 on each node"),
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "1"}, "is 4, 1 on each node"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "train"}, "Slurm's job has 2 tasks"),
+    ],
+)
+def test_another_number_of_processes_than_params_say_is_refused_on_each(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    train = tiny(devices=2, num_nodes=2, global_batch_size=16).train
+    with pytest.raises(UserError, match=rf"train.devices = 2 and train.num_nodes = 2 are 4 processes, but .*{words}"):
+        launch.fabric_for(train, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "0", "WORLD_SIZE": "4"}, True),
+        ({"NODE_RANK": "1"}, False),  # the first process of the second node, before it starts others
+        ({"NODE_RANK": "0", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "8"}, False),
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1", "NODE_RANK": "0"}, False),  # started by Fabric within a Slurm task
+    ],
+)
+def test_one_process_alone_reports(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], first: bool) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (identity.rank() == 0) == first

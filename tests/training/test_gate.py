@@ -65,6 +65,30 @@ def test_a_warning_comes_once_and_the_report_counts(capsys: pytest.CaptureFixtur
     assert (g.report()["gate"], g.report()["looks_violated"]) == ("violated", 4)
 
 
+@pytest.mark.parametrize("action", ["warn", "fail"])
+def test_too_few_readings_are_no_pass(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    g = gate(action=action)
+    for step in (50, 100):
+        g.look(step, EVEN)
+    assert g.report()["gate"] == "not looked at" and g.report()["looks"] == 0
+    assert "needs 3 readings and the run made 2; a lower train.log_every" in capsys.readouterr().err
+
+
+def test_a_run_that_ends_within_its_grace_was_not_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    g = gate(action="fail")
+    for step in (10, 20, 30, 40):
+        g.look(step, DEAD)
+    assert g.report()["gate"] == "not looked at"
+    assert "before the run was past its grace" in capsys.readouterr().err
+
+
+def test_a_model_without_experts_has_nothing_to_look_at(capsys: pytest.CaptureFixture[str]) -> None:
+    g = gate(action="fail")
+    for step in (60, 80, 100):
+        g.look(step, [])
+    assert g.report()["gate"] == "off" and capsys.readouterr().err == ""
+
+
 def test_its_state_survives_a_checkpoint() -> None:
     one, other = gate(), gate()
     for step in (60, 70, 80):

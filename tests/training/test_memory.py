@@ -10,7 +10,7 @@ from pipeline.compose import compose
 from pipeline.errors import UserError
 from pipeline.model import build
 from pipeline.training import memory
-from tests.training.small import ROOT, tiny
+from tests.training.small import ROOT, run, tiny
 
 GPT2 = 50257
 
@@ -58,6 +58,36 @@ def test_activations_are_counted_no_lower_than_what_autograd_keeps_and_not_far_a
     counted = memory.count(parameters.model, parameters.train, 0, 0).activations
     assert sum(kept.values()) <= counted <= 1.6 * sum(kept.values())  # the CPU's kernel keeps less than a GPU's
     del x_BTC
+
+
+def preset_200m(place: Path, *changes: str) -> params.Params:
+    compose(place / "params.yaml", ROOT / "configs", ["train=gpu16gb", "model=moe_200m", *changes])
+    return params.load(place / "params.yaml")
+
+
+def test_copies_of_experts_weights_for_blocks_of_visits_are_counted_on_a_gpu(tmp_path: Path) -> None:
+    """By hand, for 2 x 1024 tokens that visit 2 of 8 experts: blocks of 128 visits, 32 and one an expert."""
+    gpu = preset_200m(tmp_path)
+    cpu = gpu.train.model_copy(update={"device": "cpu"})
+    more = memory.count(gpu.model, gpu.train, 0, 0).activations - memory.count(gpu.model, cpu, 0, 0).activations
+    copies = 40 * (2 * 2048 * 768 + 768 * 2048) * 2 * 2  # bfloat16, and as much for their gradients
+    padding = 12 * (40 * 128 - 4096) * (2 * 768 + 4 * 2048) * 2
+    assert more == copies + padding
+
+
+def test_a_chunked_loss_keeps_the_heads_gradient_in_float32(tmp_path: Path) -> None:
+    whole, chunked = (preset_200m(tmp_path, f"train.loss_chunk={chunk}") for chunk in (0, 1024))
+    head = [memory.count(each.model, each.train, 0, GPT2).activations for each in (whole, chunked)]
+    logits = [tokens * GPT2 * (2 + 4 + 4) for tokens in (2048, 1024)]
+    assert head[1] - head[0] == logits[1] - logits[0] + GPT2 * 768 * (4 + 2)
+
+
+def test_a_twins_memory_is_its_own(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    original = memory.explained
+    monkeypatch.setattr(memory, "explained", lambda model, *rest: seen.append(model) or original(model, *rest))
+    run(corpus, tmp_path, tiny(model={"twin": "active"}, max_steps=1))
+    assert [model.moe_layers for model in seen] == [[]] and seen[0].intermediate_size > 64
 
 
 def test_running_out_of_memory_says_what_to_lower_and_what_that_saves() -> None:

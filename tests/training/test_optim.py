@@ -145,6 +145,32 @@ def test_a_step_that_is_left_out_changes_neither_weights_nor_state(name: str) ->
         assert torch.equal(mine, theirs)
 
 
+def test_a_rate_in_a_tensor_is_filled_and_its_peak_stays() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    adamw = torch.optim.AdamW([weight], lr=torch.tensor(0.5))
+    rate = adamw.param_groups[0]["lr"]
+    adamw.param_groups[0]["peak"] = float(rate)
+    seen = []
+    for step in range(20):
+        set_to = optim.set_learning_rates([adamw], schedule(), step, 20)
+        assert adamw.param_groups[0]["lr"] is rate and float(rate) == pytest.approx(set_to)
+        seen.append(set_to)
+    assert seen == pytest.approx(rates(schedule(), 20, peak=0.5))
+
+
+def test_an_8_bit_adamw_steps_under_a_schedule() -> None:
+    pytest.importorskip("torchao.optim")
+    layer = nn.Linear(128, 64, bias=False)
+    before = layer.weight.detach().clone()
+    (ours,) = optim.build(layer, tiny(device="cuda", optimizer={"name": "adamw8bit"}).train.optimizer, CPU)
+    for step in range(3):
+        lr = optim.set_learning_rates([ours], schedule(), step, 3)
+        assert float(ours.param_groups[0]["lr"]) == pytest.approx(lr)
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optim.step_unless([ours], torch.tensor(False))
+    assert not torch.equal(layer.weight, before)
+
+
 def test_an_8_bit_adamw_steps_about_as_adamw_does() -> None:
     pytest.importorskip("torchao.optim")
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))

@@ -1,6 +1,7 @@
 """A run that was stopped, in whatever way, ends with the same bytes as one that was not."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.errors import UserError
 from pipeline.params import Params
 from pipeline.training import checkpoint
-from tests.training.small import assert_same_bytes, run, tiny
+from tests.training.small import assert_same_bytes, run, tiny, weights
 
 STEPS = 24
 
@@ -102,16 +104,68 @@ def test_a_signal_writes_a_checkpoint_and_exits_with_its_code(
     assert_same_bytes(tmp_path, whole)
 
 
+def child_with_readers(corpus: Path, out: Path, parameters: Params) -> None:
+    os.setpgrp()
+    multiprocessing.set_start_method("fork", force=True)  # readers of this group, not children of the server
+    child(corpus, out, parameters)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send to a group of processes")
+def test_a_signal_to_the_whole_process_group_leaves_the_readers_alone(
+    children: Any, corpus: Path, whole: Path, tmp_path: Path
+) -> None:
+    parameters = tiny(max_steps=STEPS, checkpoint_every=1000, num_workers=1)
+    process = children.Process(target=child_with_readers, args=(corpus, tmp_path, parameters))
+    process.start()
+    while process.is_alive() and progress(tmp_path) < 3:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == 143
+    assert run(corpus, tmp_path, parameters)["resumed_from"] >= 3
+    assert_same_bytes(tmp_path, whole)
+
+
 def folder_of(out: Path) -> Path:
     (folder,) = (out / "runs").iterdir()
     return folder
 
 
-def test_a_run_that_the_clock_stopped_goes_on_when_it_gets_more_time(corpus: Path, tmp_path: Path) -> None:
-    first = run(corpus, tmp_path, tiny(max_minutes=1e-9))
-    assert first["stopped_by"] == "max_minutes" and first["steps"] < 12
-    second = run(corpus, tmp_path, tiny(max_minutes=60))
-    assert second["stopped_by"] == "max_steps" and second["resumed_from"] == first["steps"]
+def test_sessions_that_the_clock_stops_go_on_by_the_same_command_and_end_as_one_would(
+    corpus: Path, tmp_path: Path
+) -> None:
+    run(corpus, tmp_path / "one", tiny(max_steps=4))
+    parameters, out = tiny(max_steps=4, max_minutes=1e-9, log_every=5), tmp_path / "many"
+    for session in range(1, 4):
+        report = run(corpus, out, parameters)
+        assert report["stopped_by"] == "max_minutes" and report["steps"] == session
+        assert not checkpoint.is_finished(folder_of(out))
+    assert run(corpus, out, parameters)["stopped_by"] == "max_steps"
+    assert checkpoint.is_finished(folder_of(out))
+    assert_same_bytes(out, tmp_path / "one")
+
+
+@pytest.mark.parametrize(("model", "optimizer"), [({}, {"name": "muon"}), ({"router": "sigmoid"}, {})])
+def test_moments_of_muon_and_a_routers_bias_are_taken_up_too(
+    corpus: Path, tmp_path: Path, model: dict[str, Any], optimizer: dict[str, Any]
+) -> None:
+    changes = {"model": model, "optimizer": optimizer}
+    run(corpus, tmp_path / "whole", tiny(**changes))
+    stopped_at(corpus, tmp_path / "stopped", 7, **changes)
+    assert run(corpus, tmp_path / "stopped", tiny(**changes))["resumed_from"] == 6
+    assert_same_bytes(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_named_checkpoint_goes_on_with_the_optimizer_settings_that_stand_here(corpus: Path, tmp_path: Path) -> None:
+    stopped_at(corpus, tmp_path, 9)
+    path = folder_of(tmp_path) / "step-00000008"
+    still = tiny(optimizer={"lr": 1e-9, "weight_decay": 0.0, "betas": [0.5, 0.6]})
+    run(corpus, tmp_path, still, resume=str(path))
+    before = torch.load(path / "state.pt", weights_only=True)["model"]["lm_head.weight"]
+    assert weights(tmp_path)["lm_head.weight"].sub(before).abs().max() < 1e-7
+    (other,) = [folder for folder in (tmp_path / "runs").iterdir() if folder != path.parent]
+    groups = torch.load(checkpoint.opened(other).path / "state.pt", weights_only=True)["optimizers"][0]["param_groups"]
+    assert [(group["peak"], group["betas"], group["weight_decay"]) for group in groups] == [(1e-9, (0.5, 0.6), 0.0)] * 2
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
@@ -165,14 +219,18 @@ def test_going_back_to_an_earlier_checkpoint_forgets_the_later_ones(corpus: Path
     stopped_at(corpus, tmp_path, 9, keep_checkpoints=5)
     early = folder_of(tmp_path) / "step-00000002"
     parameters = tiny(keep_checkpoints=5, max_minutes=1e-9)
-    assert run(corpus, tmp_path, parameters, resume=str(early))["steps"] == 2
-    assert [path.name for path in folder_of(tmp_path).glob("step-*")] == ["step-00000002"]
+    assert run(corpus, tmp_path, parameters, resume=str(early))["steps"] == 3
+    names = [path.name for path in sorted(folder_of(tmp_path).glob("step-*"))]
+    assert names == ["step-00000002", "step-00000003"]
 
 
 def test_a_finished_run_is_not_trained_again(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = run(corpus, tmp_path, tiny())
     before = (tmp_path / "model" / "lit_model.pth").read_bytes()
+    state = folder_of(tmp_path) / "step-00000012" / "state.pt"
+    written = state.stat().st_ino
     second = run(corpus, tmp_path, tiny())
+    assert state.stat().st_ino == written  # not even replaced by its like: a kill in between would leave none
     assert "was finished before" in capsys.readouterr().out
     assert (tmp_path / "model" / "lit_model.pth").read_bytes() == before
     assert {k: first[k] for k in ("loss", "val_loss", "tokens")} == {
@@ -189,6 +247,17 @@ def test_what_only_watches_a_run_does_not_make_it_another(corpus: Path, tmp_path
 def test_other_parameters_are_another_run(corpus: Path, tmp_path: Path) -> None:
     stopped_at(corpus, tmp_path, 9)
     assert run(corpus, tmp_path, tiny(seed=1))["resumed_from"] is None
+
+
+def test_a_named_checkpoint_at_this_runs_last_step_is_looked_at_and_saved_as_its_end(
+    corpus: Path, tmp_path: Path
+) -> None:
+    stopped_at(corpus, tmp_path / "a", 9)
+    path = folder_of(tmp_path / "a") / "step-00000008"
+    report = run(corpus, tmp_path / "b", tiny(max_steps=8), resume=str(path))
+    assert report["steps"] == 8 and report["val_loss"] > 0 and report["loss"] > 0
+    assert checkpoint.is_finished(folder_of(tmp_path / "b"))
+    assert run(corpus, tmp_path / "b", tiny(max_steps=8))["val_loss"] == report["val_loss"]
 
 
 def test_another_models_checkpoint_is_refused_with_the_fields_that_differ(corpus: Path, tmp_path: Path) -> None:
