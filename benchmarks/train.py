@@ -77,7 +77,12 @@ def _prepare(place: Path, overrides: list[str], steps: int, device: str) -> None
         *overrides,
         *("tokenizer=bytes", f"train.max_steps={steps + 1}", "train.max_tokens=null", "train.eval_every=0"),
         *("train.eval_samples=1", "train.checkpoint_every=1000000", "train.log_every=10", "train.compile=off"),
-        *("train.routing_gate.action=off", f"train.device={device}", "evaluate.stride=null"),
+        *(
+            "train.routing_gate.action=off",
+            "train.document_mask=false",
+            f"train.device={device}",
+            "evaluate.stride=null",
+        ),
     ]
     compose((place / "params.yaml").resolve(), overrides=settings)
     parameters = params.load(place / "params.yaml")
