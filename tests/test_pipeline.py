@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -188,8 +189,9 @@ def test_the_reports_can_be_shown_by_dvc(clone, repro):
             assert (clone / plot).stat().st_size > 1000, plot
             continue
         for axes in plot.values():
-            for path, columns in [*axes["x"].items(), *axes["y"].items()]:
-                written = (clone / path).read_text("utf-8").splitlines()[0].split(",")
+            x = axes["x"] if isinstance(axes["x"], dict) else dict.fromkeys(axes["y"], axes["x"])
+            for path, columns in [*x.items(), *axes["y"].items()]:
+                written = re.split("[,\t]", (clone / path).read_text("utf-8").splitlines()[0])
                 assert set([columns] if isinstance(columns, str) else columns) <= set(written), path
     run(clone, "dvc", "plots", "show", "-o", "plots_shown")
     assert (clone / "plots_shown" / "index.html").stat().st_size > 1000

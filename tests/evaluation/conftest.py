@@ -23,6 +23,7 @@ TINY = [
     "model.moe_every=1",
     "model.first_k_dense_replace=1",
     "train.block_size=48",
+    "train.document_mask=false",
     "evaluate.batch_size=7",
     "evaluate.device=cpu",
     "evaluate.train_sample_tokens=3000",

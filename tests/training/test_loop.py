@@ -61,7 +61,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(corpus: Path, tmp_pa
     [
         {"activation_checkpointing": True},
         {"loss_chunk": 50},
-        {"document_mask": False, "num_workers": 1},
+        {"num_workers": 1},
     ],
 )
 def test_what_saves_memory_or_time_changes_no_loss(corpus: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
