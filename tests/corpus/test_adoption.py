@@ -70,6 +70,19 @@ def test_an_end_marker_that_text_yields_is_refused(other: Path, clean: Path, tmp
         tokenizer.build(settings_for("adopt", path=str(other), end_token="a"), clean, tmp_path)
 
 
+def train_sentencepiece(folder: Path, **how: Any) -> None:
+    """folder/tokenizer.model, of 400 stories."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(stories(400)),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=400,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+        **how,
+    )
+
+
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 @pytest.mark.parametrize(
     "how",
@@ -84,16 +97,7 @@ def test_an_end_marker_that_text_yields_is_refused(other: Path, clean: Path, tmp
 def test_an_adopted_sentencepiece_model_gives_its_own_ids(
     clean: Path, tmp_path: Path, model_type: str, how: dict[str, Any]
 ) -> None:
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(stories(400)),
-        model_prefix=str(tmp_path / "tokenizer"),
-        vocab_size=400,
-        model_type=model_type,
-        hard_vocab_limit=False,
-        num_threads=1,
-        minloglevel=2,
-        **how,
-    )
+    train_sentencepiece(tmp_path, model_type=model_type, **how)
     original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     report = tokenizer.build(settings_for("adopt", path=str(tmp_path)), clean, tmp_path / "out")
     assert (report["end_token"], report["end_id"]) == ("</s>", original.eos_id())
@@ -111,17 +115,12 @@ def test_an_adopted_sentencepiece_model_gives_its_own_ids(
 def test_a_long_document_gives_the_tokens_of_the_whole_though_a_text_begins_with_a_space_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, rule: str
 ) -> None:
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(stories(400)),
-        model_prefix=str(tmp_path / "tokenizer"),
-        vocab_size=400,
+    train_sentencepiece(
+        tmp_path,
         model_type=model_type,
         normalization_rule_name=rule,
         remove_extra_whitespaces=rule != "identity",
         byte_fallback=True,
-        hard_vocab_limit=False,
-        num_threads=1,
-        minloglevel=2,
     )
     long = "\n".join(stories(40)) + "  \n \n" + "  ".join(stories(9, seed=2)) + " "
     clean = clean_set(tmp_path / "clean", ["A fox.", long, "A dog."])
