@@ -23,7 +23,11 @@ from typing import Annotated, Any
 import typer
 
 from pipeline import params
-from pipeline.corpus import cleaning, sources, tokenizer, tokens
+from pipeline.clean import cleaning
+from pipeline.download import sources
+from pipeline.tokenize import tokenizer
+from pipeline.tokenize import writer as tokens
+from pipeline.tokens.store import TokenStore
 
 app = typer.Typer(add_completion=False)
 MB = 1e6
@@ -144,7 +148,7 @@ def _memory(asked: params.Params, work: Path) -> Iterator[tuple[str, str, str, s
 
 
 def _reading(asked: params.Params, folder: Path, model_rate: float) -> Iterator[tuple[str, str, str, str, str]]:
-    store = tokens.TokenStore(folder)
+    store = TokenStore(folder)
     length = asked.train.block_size + 1
     draw = random.Random(0)
     starts = [draw.randrange(store.n_tokens - length) for _ in range(20_000)]

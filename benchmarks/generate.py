@@ -18,11 +18,12 @@ import torch
 import typer
 from transformers import AutoModelForCausalLM
 
-from pipeline.evaluation.generation import Generator
-from pipeline.evaluation.sampling import Sampling
+from pipeline.generate.generation import Generator
+from pipeline.generate.sampling import Sampling
+from pipeline.huggingface.folder import to_huggingface
 from pipeline.model import checkpoint_folder
 from pipeline.model.build import MoEGPT
-from pipeline.model.huggingface import to_huggingface
+from pipeline.model.layout import moe_layers
 
 _EXPERTS = ("eager", "grouped_mm", "batched_mm")  # transformers' ways
 
@@ -58,7 +59,7 @@ def main(
             "cache": partial(generator.generate, [prompt] * rows, greedy),
             "no cache": partial(_without_cache, model, idx_BT, n_new),
         }
-        for way in _EXPERTS if model.params.moe_layers else ("eager",):
+        for way in _EXPERTS if moe_layers(model.params) else ("eager",):
             ways[way] = partial(_transformers, stock, idx_BT, n_new, way)
         speed = {name: rows * n_new / seconds for name, seconds in _best(ways, turns).items()}
         theirs = max(_EXPERTS, key=lambda way: speed.get(way, 0))

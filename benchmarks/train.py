@@ -70,8 +70,10 @@ def _prepare(place: Path, overrides: list[str], steps: int, device: str) -> None
     import pyarrow.parquet as pq
 
     from pipeline import params
-    from pipeline.compose import compose
-    from pipeline.corpus import storyteller, tokenizer, tokens
+    from pipeline.cli.compose import compose
+    from pipeline.storyteller import stories as storyteller
+    from pipeline.tokenize import tokenizer
+    from pipeline.tokenize import writer as tokens
 
     settings = [
         *overrides,
@@ -134,7 +136,7 @@ def _print(preset: str, steps: int, place: Path, results: dict[str, dict[str, An
 
     from pipeline import params
     from pipeline.model import build
-    from pipeline.training import hardware, launch
+    from pipeline.train import hardware, launch
 
     parameters = params.load(place / "params.yaml")
     device = torch.device(launch.device_of(parameters.train))
@@ -225,13 +227,14 @@ def _contend(name: str, place: Path, steps: int, experts: str) -> None:
 
 
 def _ours(name: str, parameters: Any, place: Path, marks: _Marks) -> dict[str, Any]:
-    from pipeline.training import data, loop
+    from pipeline.train import data, loop
+    from pipeline.train.step import accumulation
 
     if "compiled" in name:
         parameters = parameters.model_copy(update={"train": parameters.train.model_copy(update={"compile": "on"})})
     if "twin" in name:
         parameters = parameters.model_copy(update={"model": parameters.model.model_copy(update={"twin": "active"})})
-    read, micro_batches, asked = data.Samples.__getitems__, parameters.train.accumulation, 0
+    read, micro_batches, asked = data.Samples.__getitems__, accumulation(parameters.train), 0
 
     def noted(self: data.Samples, positions: list[int]) -> Any:
         nonlocal asked
@@ -253,7 +256,7 @@ def _ours(name: str, parameters: Any, place: Path, marks: _Marks) -> dict[str, A
 
 def _batches(parameters: Any, place: Path, marks: _Marks) -> Iterator[Any]:
     """The same global batches that our loop reads, one micro batch at a time."""
-    from pipeline.training import data
+    from pipeline.train import data
 
     train = parameters.train
     samples = data.Samples(place / "tokens" / "train", train.block_size, train.seed)
@@ -275,7 +278,7 @@ def _litgpt(parameters: Any, place: Path, marks: _Marks, steps: int) -> None:
     from torch.utils.data import DataLoader, IterableDataset
 
     from pipeline.model import build
-    from pipeline.training import launch
+    from pipeline.train import launch
 
     train, optimizer = parameters.train, parameters.train.optimizer
 
@@ -321,7 +324,9 @@ def _refuse_copies_beyond_memory(parameters: Any) -> None:
     import psutil  # comes with DVCLive
 
     model, train = parameters.model, parameters.train
-    visits = train.micro_batch_size * train.block_size * model.n_expert_per_token * len(model.moe_layers)
+    from pipeline.model.layout import moe_layers
+
+    visits = train.micro_batch_size * train.block_size * model.n_expert_per_token * len(moe_layers(model))
     need = visits * 3 * model.moe_intermediate_size * model.n_embd * 4
     if need > psutil.virtual_memory().available:
         raise MemoryError(f"batched_mm would copy {need / 1e9:,.0f} GB of weights")
@@ -331,8 +336,8 @@ def _huggingface(parameters: Any, place: Path, marks: _Marks, steps: int, qk_nor
     import torch
     from transformers import AutoModelForCausalLM
 
-    from pipeline.model import stock
-    from pipeline.training import launch
+    from pipeline.huggingface import stock
+    from pipeline.train import launch
 
     model, train, chosen = parameters.model, parameters.train, parameters.train.optimizer
     if qk_norm:
@@ -345,18 +350,20 @@ def _huggingface(parameters: Any, place: Path, marks: _Marks, steps: int, qk_nor
     network = AutoModelForCausalLM.from_config(
         config, experts_implementation=experts, attn_implementation="sdpa", dtype=torch.float32
     ).to(device)
+    from pipeline.train.step import accumulation
+
     network.train()
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=chosen.lr, betas=chosen.betas, weight_decay=chosen.weight_decay, fused=True
     )
     batches = _batches(parameters, place, marks)
     for _ in range(steps):
-        for _ in range(train.accumulation):
+        for _ in range(accumulation(train)):
             tokens_BS = next(batches).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16-mixed"):
                 logits_BTV = network(tokens_BS[:, :-1], use_cache=False).logits
                 loss = torch.nn.functional.cross_entropy(logits_BTV.float().flatten(0, 1), tokens_BS[:, 1:].flatten())
-            (loss / train.accumulation).backward()
+            (loss / accumulation(train)).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), chosen.grad_clip)
         optimizer.step()
         optimizer.zero_grad()

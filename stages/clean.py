@@ -26,7 +26,7 @@ def main(
 ) -> None:
     """Repair, normalise, filter and deduplicate the documents, and split them into train and val."""
     with stage("clean", params) as job:
-        from pipeline.corpus import cleaning
+        from pipeline.clean import cleaning
 
         report = cleaning.clean(job.params.clean, RAW, CLEAN, PLOTS / "clean", runner)
         kept, val = report["documents_out"], report["val"]["documents"]

@@ -18,7 +18,7 @@ def main(
 ) -> None:
     """Fetch the documents that `download` in the parameters names, as Parquet shards with a manifest."""
     with stage("download", params) as job:
-        from pipeline.corpus import sources
+        from pipeline.download import sources
         from pipeline.params import Wandb
         from pipeline.tracking.exchange import source_artifact
 

@@ -16,7 +16,7 @@ def main(
 ) -> None:
     """Measure the trained model on the whole val set and beside references; write the report."""
     with stage("evaluate", params) as job:
-        from pipeline.evaluation import evaluate, report
+        from pipeline.evaluate import evaluate, report
 
         stages = report.read_stages(REPORTS)
         entropy = stages["download"].get("entropy_bits_per_byte")

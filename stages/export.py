@@ -16,7 +16,9 @@ app = typer.Typer(add_completion=False)
 def main(params: Annotated[Path, typer.Option(help="Parameters of the run.")] = Path("params.yaml")) -> None:
     """Write the trained model for transformers (and llama.cpp), proved equal to what was trained."""
     with stage("export", params) as job:
-        from pipeline.model import card, checkpoint_folder, gguf, huggingface
+        from pipeline.export import card, gguf
+        from pipeline.huggingface import folder as huggingface
+        from pipeline.model import checkpoint_folder
 
         export = job.params.export
         model = checkpoint_folder.load(CHECKPOINT)

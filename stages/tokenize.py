@@ -17,7 +17,8 @@ def main(
 ) -> None:
     """Build the tokenizer and write train and val as tokens."""
     with stage("tokenize", params) as job:
-        from pipeline.corpus import tokenizer, tokens
+        from pipeline.tokenize import tokenizer
+        from pipeline.tokenize import writer as tokens
 
         with written_whole(TOKENIZER) as vocabulary, written_whole(TOKENS) as written:
             report = {"tokenizer": tokenizer.build(job.params.tokenizer, CLEAN, vocabulary)}

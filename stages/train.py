@@ -8,8 +8,8 @@ import typer
 from pipeline import console, params
 from pipeline.errors import UserError
 from pipeline.stage import CHECKPOINT, REPORTS, RUNS, TOKENIZER, TOKENS, stage
-from pipeline.training.identity import rank, resume_key
-from pipeline.training.interruption import Interrupted
+from pipeline.train.identity import rank, resume_key
+from pipeline.train.interruption import Interrupted
 
 app = typer.Typer(add_completion=False)
 
@@ -32,7 +32,7 @@ def main(
         "resume": resume,
     }
     if rank():  # another process of the same run: it computes, rank 0 reports
-        from pipeline.training import loop
+        from pipeline.train import loop
 
         try:
             loop.train(params.load(params_file), TOKENS, TOKENIZER, CHECKPOINT, **places)
@@ -47,7 +47,7 @@ def main(
         return
     key = resume_key(params_file, TOKENS, TOKENIZER) if resume == "auto" else None
     with stage("train", params_file, resume_key=key) as job:
-        from pipeline.training import loop  # after the parameters were found to be good: it takes seconds
+        from pipeline.train import loop  # after the parameters were found to be good: it takes seconds
 
         try:
             report = loop.train(job.params, TOKENS, TOKENIZER, CHECKPOINT, run=job.run, **places)

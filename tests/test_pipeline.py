@@ -16,12 +16,15 @@ import pytest
 import yaml
 
 from pipeline import params
-from pipeline.compose import compose
-from pipeline.corpus import cleaning, sources, tokenizer, tokens
-from pipeline.corpus.storyteller import stories
+from pipeline.clean import cleaning
+from pipeline.cli.compose import compose
+from pipeline.download import sources
 from pipeline.hashing import tree_md5
+from pipeline.storyteller.stories import stories
+from pipeline.tokenize import tokenizer
+from pipeline.tokenize import writer as tokens
 from tests.isolation import WITHOUT_OUR_CODE
-from tests.wandb_server import WandbServer
+from tests.tracking.wandb_server import WandbServer
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["download", "clean", "tokenize", "train", "evaluate", "export"]
@@ -79,7 +82,7 @@ def new_clone(folder: Path) -> Path:
             shutil.copy2(ROOT / name, folder / name)
     config = folder / "configs" / "config.yaml"
     config.write_text(config.read_text("utf-8") + TINY, "utf-8")
-    run(folder, "pipeline.compose")
+    run(folder, "pipeline.cli", "compose")
     git(folder, "init", "-q", "-b", "main")
     git(folder, "config", "user.name", "Test")
     git(folder, "config", "user.email", "test@example.com")

@@ -1,1 +1,0 @@
-"""The model: a litgpt GPT with expert layers of our own."""

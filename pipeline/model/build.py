@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.model import blocks
+from pipeline.model.layout import moe_layers
 from pipeline.model.moe import MoE
 from pipeline.params import Model
 
@@ -25,7 +26,7 @@ from pipeline.params import Model
 def config(model: Model, vocab_size: int) -> Config:
     """litgpt's config of the model (its twin, if that is asked for) for a tokenizer of `vocab_size` tokens."""
     model = resolved(model, vocab_size)
-    moe = bool(model.moe_layers)
+    moe = bool(moe_layers(model))
     sigmoid = moe and model.router == "sigmoid"
     scaling = model.rope_scaling
     return Config(
@@ -77,7 +78,7 @@ class MoEGPT(GPT):
         self.params = model
         blocks.put_in(self, config)
         for i, block in enumerate(self.transformer.h):
-            block.mlp = MoE(config, model.norm_topk_prob) if i in model.moe_layers else LLaMAMLP(config)
+            block.mlp = MoE(config, model.norm_topk_prob) if i in moe_layers(model) else LLaMAMLP(config)
         self.tie_weights()
 
     def tie_weights(self) -> None:

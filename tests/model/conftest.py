@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from pipeline import params
-from pipeline.corpus import storyteller, tokenizer
+from pipeline.storyteller import stories as storyteller
+from pipeline.tokenize import tokenizer
 from tests.model.small import ROOT
 
 

@@ -18,6 +18,7 @@ from pipeline import params
 from pipeline.errors import UserError
 from pipeline.model import build, checkpoint_folder
 from pipeline.model.build import MoEGPT, documents
+from pipeline.model.layout import moe_layers
 from pipeline.model.moe import MoE
 from tests.model.small import tiny
 
@@ -169,7 +170,7 @@ def test_counts_are_those_of_the_model(changes: dict[str, Any]) -> None:
     gpt = build.build(model, VOCAB)
     assert counted.total + counted.padding == sum(p.numel() for p in gpt.parameters())
     assert counted.padding == (64 - VOCAB) * 32 * (1 if model.tie_embeddings else 2)
-    idle = 2 * 3 * 32 * 32 * len(model.moe_layers)  # two of four experts
+    idle = 2 * 3 * 32 * 32 * len(moe_layers(model))  # two of four experts
     assert counted.active == counted.total - idle
 
 

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipeline.compose import compose
+from pipeline.cli.compose import compose
 from stages import clean, download
 
 ROOT = Path(__file__).parents[2]

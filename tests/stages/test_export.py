@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from pipeline import params
-from pipeline.model import build, checkpoint_folder, huggingface
+from pipeline.huggingface import folder as huggingface
+from pipeline.model import build, checkpoint_folder
 from stages.export import app
 from tests.model.conftest import tokenizer_folder  # noqa: F401 - a fixture
 from tests.model.small import ROOT, tiny

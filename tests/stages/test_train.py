@@ -12,8 +12,8 @@ import yaml
 
 from pipeline.params import Params
 from stages import train
-from tests.training.conftest import corpus
-from tests.training.small import tiny
+from tests.train.conftest import corpus
+from tests.train.small import tiny
 
 __all__ = ["corpus"]  # a fixture
 

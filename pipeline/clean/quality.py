@@ -1,0 +1,217 @@
+"""Statistics of documents, a batch at a time: script, Gopher's quality rules, hashes of word sequences.
+
+    batch = Characters(texts)                    # texts: a pyarrow array of strings
+    broken_rules(batch, params.clean.quality)    # {rule: which documents break it}
+    ngrams(batch, 13)                            # hashes of 13 words in a row, and whose they are
+
+Dimensions: C characters of the batch, R runs of characters (words, lines), D documents, G word sequences.
+"""
+
+import unicodedata
+from collections.abc import Iterator
+from functools import cache, lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.documents.shards import byte_lengths
+from pipeline.params import Quality
+
+RULES = (
+    "quality_word_length",
+    "quality_symbols",
+    "quality_alphabetic_words",
+    "quality_duplicate_lines",
+    "quality_top_ngram",
+)
+_LATIN = "AZ az ªª ºº ÀÖ Øö øʯ Ḁỿ ⱠⱿ Ꜣꞇ Ꞌꟿ ꬰꭤ ＡＺ ａｚ"
+_HAN = ("\u2e80\u2fdf", "々〇", "\u3021\u3029", "\u3400\u4dbf", "\u4e00\u9fff", "\uf900\ufaff", "\U00020000\U000323af")
+_BASE = 0x9E3779B97F4A7C15  # of the polynomial hashes, which are taken modulo 2^64
+_SLICE_BYTES = 2**20  # of text looked at together: some arrays take 8 bytes a character and should stay in the cache
+
+
+@cache
+def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By code point: folded [uint32: lower case of a letter or digit, else 0], is a letter, is white space."""
+    folded, letter, space = np.zeros(0x110000, np.uint32), np.zeros(0x110000, bool), np.zeros(0x110000, bool)
+    for point in range(0x110000):
+        kind = unicodedata.category(chr(point))
+        if kind[0] in "LNM":
+            folded[point] = ord(chr(point).lower()[0])
+            letter[point] = kind[0] == "L"
+        elif kind[0] == "Z" or 9 <= point <= 13:
+            space[point] = True
+    return folded, letter, space
+
+
+def _ranges(ranges: tuple[str, ...] | list[str]) -> np.ndarray:
+    table = np.zeros(0x110000, bool)
+    for pair in ranges:
+        table[ord(pair[0]) : ord(pair[1]) + 1] = True
+    return table
+
+
+@cache
+def _script(name: str) -> np.ndarray:
+    return _ranges(_HAN if name == "han" else _LATIN.split())
+
+
+@lru_cache(maxsize=2)
+def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """base^i and base^-i for i from 0, uint64 [count]."""
+    both = []
+    for base in (_BASE, pow(_BASE, -1, 2**64)):
+        factors = np.full(count, base, np.uint64)
+        factors[0] = 1
+        both.append(np.multiply.accumulate(factors))
+    return both[0], both[1]
+
+
+def slices(texts: pa.Array) -> Iterator[pa.Array]:
+    """The texts in turn, as many at a time as should be looked at together."""
+    ends = np.cumsum(byte_lengths(texts))
+    taken = 0
+    while taken < len(texts):
+        stop = int(np.searchsorted(ends, (ends[taken - 1] if taken else 0) + _SLICE_BYTES)) + 1
+        yield texts.slice(taken, stop - taken)
+        taken = stop
+
+
+class Characters:
+    """The code points of a batch of texts in a row, a line break after each text."""
+
+    def __init__(self, texts: pa.Array) -> None:
+        joined = "\n".join([*texts.to_pylist(), ""])
+        self.texts = texts
+        self.point_C = np.frombuffer(joined.encode("utf-32-le"), np.uint32)
+        length_D = pc.utf8_length(texts).to_numpy(zero_copy_only=False).astype(np.int64) + 1
+        self.start_D = np.concatenate([[0], np.cumsum(length_D)[:-1]]) if len(texts) else np.zeros(0, np.int64)
+
+    def count(self, mask_C: np.ndarray) -> np.ndarray:
+        """How many characters of the mask each document has, int64 [D]."""
+        return np.add.reduceat(mask_C, self.start_D, dtype=np.int64) if len(self.start_D) else self.start_D
+
+    def runs(self, inside_C: np.ndarray, alone_C: np.ndarray | None = None) -> "Runs":
+        """The runs of characters of `inside_C`; each one of `alone_C` is a run by itself."""
+        change_C = np.diff(inside_C.view(np.int8), prepend=np.int8(0))
+        first_C = change_C == 1
+        if alone_C is not None:
+            first_C |= alone_C  # begins at a character that stands alone, and anew after it
+            first_C[1:] |= alone_C[:-1] & inside_C[1:]
+        start_R = np.flatnonzero(first_C)
+        stop_R = np.flatnonzero(change_C == -1)  # the last character is a line break, so every run has a stop
+        stop_R = stop_R[np.searchsorted(stop_R, start_R, side="right")] if len(start_R) else start_R
+        stop_R[:-1] = np.minimum(stop_R[:-1], start_R[1:])
+        document_R = np.searchsorted(self.start_D, start_R, side="right") - 1
+        return Runs(start_R, stop_R, document_R)
+
+
+class Runs:
+    """Words or lines: where they start and stop in the batch, and whose they are."""
+
+    def __init__(self, start_R: np.ndarray, stop_R: np.ndarray, document_R: np.ndarray) -> None:
+        self.start_R, self.stop_R, self.document_R = start_R, stop_R, document_R
+        self.length_R = stop_R - start_R
+
+    def hashes(self, value_C: np.ndarray) -> np.ndarray:
+        """A hash of each run's characters, uint64 [R]: a polynomial of their values, as differences of sums."""
+        powers, inverses = _powers(1 << len(value_C).bit_length())
+        sums = np.zeros(len(value_C) + 1, np.uint64)
+        np.cumsum((value_C + np.uint64(1)) * powers[: len(value_C)], out=sums[1:])
+        return _mixed((sums[self.stop_R] - sums[self.start_R]) * inverses[self.start_R])
+
+
+def _mixed(hashes: np.ndarray) -> np.ndarray:
+    """Spread a hash over all its bits (the finaliser of splitmix64, Steele et al. 2014)."""
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return hashes ^ (hashes >> np.uint64(31))
+
+
+def words(batch: Characters) -> tuple[Runs, np.ndarray]:
+    """Runs of letters and digits, a Han character being a word, and their hashes without regard to case [R]."""
+    folded_C = _tables()[0][batch.point_C]
+    han_C = _script("han")[batch.point_C]
+    runs = batch.runs(folded_C > 0, han_C)
+    return runs, runs.hashes(folded_C)
+
+
+def ngrams(batch: Characters, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every n words in a row of a document: hash [G], document [G] and number of characters [G] (words only)."""
+    runs, hash_R = words(batch)
+    total = len(hash_R) - n + 1
+    if total < 1:
+        return np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    hash_G, chars_G = np.zeros(total, np.uint64), np.zeros(total, np.int64)
+    powers, _ = _powers(1 << n.bit_length())
+    for i in range(n):
+        hash_G += hash_R[i : i + total] * powers[i]
+        chars_G += runs.length_R[i : i + total]
+    within = runs.document_R[:total] == runs.document_R[n - 1 :]
+    return _mixed(hash_G[within]), runs.document_R[:total][within], chars_G[within]
+
+
+def whole_texts(batch: Characters, below: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of every document of fewer than `below` words: a hash of all its words and the document, [S] each."""
+    runs, hash_R = words(batch)
+    count_D = np.bincount(runs.document_R, minlength=len(batch.start_D))
+    first_R = np.cumsum(count_D)[runs.document_R] - count_D[runs.document_R]
+    powers, _ = _powers(1 << below.bit_length())
+    short_R = count_D[runs.document_R] < below
+    place_R = np.arange(len(hash_R)) - first_R
+    terms = np.zeros(len(batch.start_D), np.uint64)
+    np.add.at(terms, runs.document_R[short_R], hash_R[short_R] * powers[place_R[short_R]])
+    document_S = np.flatnonzero((count_D > 0) & (count_D < below))
+    return _mixed(terms[document_S]), document_S
+
+
+def script_share(batch: Characters, script: str) -> np.ndarray:
+    """Share of a document's letters that are of the script `latin` or `han`; 0 without letters. float64 [D]"""
+    letters_D = batch.count(_tables()[1][batch.point_C])
+    return batch.count(_script(script)[batch.point_C]) / np.maximum(letters_D, 1)
+
+
+def broken_rules(batch: Characters, params: Quality) -> dict[str, np.ndarray]:
+    """Which documents break which of Gopher's rules (Rae et al. 2021, table A1), bool [D] by rule."""
+    _, is_letter, is_space = _tables()
+    n_documents = len(batch.start_D)
+    tokens = batch.runs(~is_space[batch.point_C])  # what stands between white space
+    token_D = np.maximum(np.bincount(tokens.document_R, minlength=n_documents), 1)
+    length_D = np.bincount(tokens.document_R, weights=tokens.length_R, minlength=n_documents) / token_D
+    letters_C = np.concatenate([[0], np.cumsum(is_letter[batch.point_C])])
+    alphabetic_R = letters_C[tokens.stop_R] > letters_C[tokens.start_R]
+    alphabetic_D = np.bincount(tokens.document_R[alphabetic_R], minlength=n_documents)
+    symbols_D = sum(pc.count_substring(batch.texts, s).to_numpy(zero_copy_only=False) for s in ("#", "…", "..."))
+    low, high = params.mean_word_length
+    return {
+        "quality_word_length": (length_D < low) | (length_D > high),
+        "quality_symbols": symbols_D / token_D > params.max_symbol_ratio,
+        "quality_alphabetic_words": alphabetic_D / token_D < params.min_alphabetic_words,
+        "quality_duplicate_lines": _duplicate_lines(batch) > params.max_duplicate_lines,
+        "quality_top_ngram": _top_ngram(batch) > params.max_top_ngram,
+    }
+
+
+def _duplicate_lines(batch: Characters) -> np.ndarray:
+    """Share of a document's lines that repeat an earlier one, float64 [D]."""
+    n_documents = len(batch.start_D)
+    lines = batch.runs(batch.point_C != ord("\n"))
+    lines_D = np.bincount(lines.document_R, minlength=n_documents)
+    _, first = np.unique(_of_document(lines.hashes(batch.point_C), lines.document_R), return_index=True)
+    distinct_D = np.bincount(lines.document_R[first], minlength=n_documents)
+    return 1 - distinct_D / np.maximum(lines_D, 1)
+
+
+def _top_ngram(batch: Characters) -> np.ndarray:
+    """Share of a document's letters and digits within its most common repeated 3 words, float64 [D]."""
+    hash_G, document_G, chars_G = ngrams(batch, 3)
+    _, first, count = np.unique(_of_document(hash_G, document_G), return_index=True, return_counts=True)
+    covered = np.where(count > 1, count * chars_G[first], 0)
+    top_D = np.zeros(len(batch.start_D), np.int64)
+    np.maximum.at(top_D, document_G[first], covered)
+    return top_D / np.maximum(batch.count(_tables()[0][batch.point_C] > 0), 1)
+
+
+def _of_document(hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    return hashes ^ _mixed(documents.astype(np.uint64) + np.uint64(1))

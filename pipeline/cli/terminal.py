@@ -1,0 +1,145 @@
+"""What `moe generate` and `moe chat` do at the terminal: find the model, print as the text comes, read turns.
+
+Texts go to standard output, remarks to standard error, so that a pipe gets the texts alone.
+"""
+
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Generator as Pieces
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import typer
+
+from pipeline import console, tracking
+from pipeline.errors import UserError
+from pipeline.generate.chat import Chat
+from pipeline.generate.generation import Completion, Generator
+from pipeline.generate.sampling import Sampling
+
+
+@contextmanager
+def opened(checkpoint: str, device: str) -> Iterator[Generator]:
+    """The generator of a litgpt or Hugging Face folder, or of a W&B artifact `[entity/project/]name:alias`."""
+    where = _device(device)
+    if Path(checkpoint).exists() or ":" not in checkpoint or Path(checkpoint).is_absolute():
+        yield Generator.open(checkpoint, where)
+        return
+    with tempfile.TemporaryDirectory(prefix="moe-artifact-") as place:
+        yield Generator.open(tracking.source_artifact(checkpoint, Path(place) / "model").path, where)
+
+
+def generate(generator: Generator, prompts: list[str], sampling: Sampling, as_json: bool) -> None:
+    """Print each prompt with its continuation; a single one as it comes. As JSON: one object a line."""
+    _speak_utf8()
+    begun = time.monotonic()
+    if as_json:
+        for completion in generator.generate(prompts, sampling):
+            typer.echo(json.dumps(dataclasses.asdict(completion), ensure_ascii=False))
+        return
+    if len(prompts) == 1:
+        pieces = generator.stream(prompts[0], sampling)
+        typer.echo(prompts[0], nl=False)
+        completions = [_print_stream(pieces)]
+    else:
+        completions = generator.generate(prompts, sampling)
+        for i, completion in enumerate(completions):
+            typer.echo(("\n" if i else "") + completion.prompt + completion.text)
+    n_tokens = sum(completion.n_tokens for completion in completions)
+    seconds = time.monotonic() - begun
+    _remark(f"[{n_tokens:,} tokens, {n_tokens / seconds:,.0f} tokens/s{_why(completions, generator, sampling)}]")
+
+
+def chat(generator: Generator, sampling: Sampling) -> None:
+    """Read lines until the input ends; print what the model makes of each. Ctrl-C ends an answer, then the chat."""
+    _speak_utf8()
+    talk = Chat(generator, sampling)
+    typed = sys.stdin.isatty()
+    if typed:
+        how = "it answers" if talk.templated else "a base model: it goes on from your words"
+        _remark(f"[{how}. An empty line: go on; /reset: forget all; /quit: end]")
+    while (line := _read_line("> " if typed else "")) is not None and line.strip() != "/quit":
+        if line.strip() == "/reset":
+            talk.reset()
+            _remark("[all forgotten]")
+            continue
+        try:
+            pieces = talk.say(line)
+            if talk.forgotten:
+                _remark(f"[the context of {generator.context:,} tokens is full: {talk.forgotten} forgotten]")
+            _print_stream(pieces)
+        except UserError as error:
+            if not typed:
+                raise
+            console.fail(str(error))
+        except KeyboardInterrupt:
+            typer.echo()
+
+
+def _read_line(prompt: str) -> str | None:
+    try:
+        return input(prompt)
+    except (EOFError, KeyboardInterrupt):
+        return None
+    except UnicodeDecodeError as error:
+        raise UserError(f"the input is no UTF-8 text ({error})") from None
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, a prompt each; UserError for a blank one."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"--prompts-file {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts-file {path} is no UTF-8 text ({error})") from None
+    blank = [number for number, line in enumerate(lines, 1) if not line.strip()]
+    if blank or not lines:
+        raise UserError(f"--prompts-file {path}: line {blank[0] if blank else 1} is empty; one prompt a line")
+    return lines
+
+
+def _print_stream(pieces: Pieces[str, None, Completion]) -> Completion:
+    try:
+        while True:
+            typer.echo(next(pieces), nl=False)
+            sys.stdout.flush()
+    except StopIteration as end:
+        typer.echo()
+        return end.value
+    finally:
+        pieces.close()
+
+
+def _why(completions: list[Completion], generator: Generator, sampling: Sampling) -> str:
+    full = sum(c.finish_reason == "length" and c.n_tokens < sampling.max_new_tokens for c in completions)
+    if not full:
+        return ""
+    return f"; the context of {generator.context:,} tokens is full" + (f" in {full}" if len(completions) > 1 else "")
+
+
+def _remark(text: str) -> None:
+    typer.secho(text, dim=True, err=True)
+
+
+def _speak_utf8() -> None:
+    """A terminal that cannot show a character shows a sign in its place, and the text goes on."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} is not to be had here ({reason}); allowed: auto, cpu, cuda, mps") from None
+    return device

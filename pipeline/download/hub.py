@@ -1,0 +1,188 @@
+"""Data sets of the Hugging Face Hub, at one commit: whole files, or streamed where only a part is wanted.
+
+hub = Hub(params.download)
+for file in hub.files("data/train-*.parquet"):
+    with file.open() as stream: ...
+"""
+
+import fnmatch
+import hashlib
+import io
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+
+import httpx
+import huggingface_hub
+from huggingface_hub import errors
+
+from pipeline import console
+from pipeline.documents.reading import kind_of
+from pipeline.download import fetching
+from pipeline.errors import UserError
+from pipeline.params import HuggingFace
+
+_STREAM_BLOCK = 8 * 2**20  # of a file read in part
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    name: str
+    open: Callable[[], AbstractContextManager[IO[bytes]]]
+    entry: dict[str, Any]  # origin, bytes, and the sha256: the Hub's, or what was found where it gives none
+
+
+class Hub:
+    """One data set at one commit. Where a sample or a bound is asked for, files are streamed and not fetched whole."""
+
+    def __init__(self, params: HuggingFace) -> None:
+        self._params = params
+        self._streamed = bool(params.max_documents or params.max_bytes or params.sample_fraction < 1)
+        info = self._asked(
+            partial(
+                huggingface_hub.HfApi().dataset_info, str(params.repo), revision=params.revision, files_metadata=True
+            )
+        )
+        self.commit = str(info.sha)
+        card = info.card_data.to_dict() if info.card_data else {}
+        self._configs = {entry.get("config_name"): entry for entry in card.get("configs") or []}
+        licence = card.get("license")
+        self.licence = params.licence or (", ".join(licence) if isinstance(licence, list) else licence)
+        self._siblings = sorted(info.siblings or [], key=lambda sibling: sibling.rfilename)
+
+    def files(self, pattern: str) -> Iterator[HubFile]:
+        """The files of the configuration `config` whose split, as the card declares it, or path matches the glob."""
+        repo = self._params.repo
+        found = [sibling for sibling in self._matching(pattern) if kind_of(sibling.rfilename)[0]]
+        if not found:
+            known = ", ".join(s.rfilename for s in self._siblings[:20])
+            declared = f"; its card declares the configurations {', '.join(self._configs)}" if self._configs else ""
+            where = f" of config {self._params.config!r}" if self._params.config else ""
+            raise UserError(
+                f"download.splits: no file{where} of a known type in {repo} matches {pattern!r}; "
+                f"it holds {known}{declared}"
+            )
+        for sibling in found:
+            entry = {"origin": f"hf://datasets/{repo}@{self.commit}/{sibling.rfilename}", "bytes": sibling.size}
+            entry |= {"sha256": sibling.lfs.sha256} if sibling.lfs else {}
+            yield HubFile(sibling.rfilename, partial(self._open, sibling.rfilename, entry), entry)
+
+    def _matching(self, pattern: str) -> list[Any]:
+        """By the card's declaration of the configuration if there is one, else below the folder of that name."""
+        config = self._params.config
+        declared = _data_files(self._configs[config]) if config in self._configs else {}
+        if not declared:
+            prefix = f"{config}/" if config else ""
+            patterns = (prefix + pattern, prefix + pattern.removeprefix("**/"))
+            return [s for s in self._siblings if any(fnmatch.fnmatchcase(s.rfilename, p) for p in patterns)]
+        of_split = {
+            split: [s for s in self._siblings if any(re.fullmatch(_regex(glob), s.rfilename) for glob in globs)]
+            for split, globs in declared.items()
+        }
+        by_split = [s for split, some in of_split.items() if fnmatch.fnmatchcase(split, pattern) for s in some]
+        of_config = [s for some in of_split.values() for s in some]
+        return by_split or [s for s in of_config if fnmatch.fnmatchcase(s.rfilename, pattern)]
+
+    def _open(self, name: str, entry: dict[str, Any]) -> AbstractContextManager[IO[bytes]]:
+        repo = str(self._params.repo)
+        if self._streamed:
+            system = huggingface_hub.HfFileSystem()
+            path = f"datasets/{repo}@{self.commit}/{name}"
+            opened = self._asked(lambda: system.open(path, "rb", block_size=_STREAM_BLOCK))
+            return cast(AbstractContextManager[IO[bytes]], _Patient(opened, self._asked))
+        fetch = partial(huggingface_hub.hf_hub_download, repo, name, repo_type="dataset", revision=self.commit)
+        whole = Path(self._asked(fetch))
+        with whole.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if entry.setdefault("sha256", digest) != digest:
+            raise UserError(f"{repo}/{name}: its sha256 is {digest}, the Hub gives {entry['sha256']}; delete {whole}")
+        return whole.open("rb")
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        """Ask the Hub, again after a pause when it fails in a way that may pass; other failures in words."""
+        repo, revision = self._params.repo, self._params.revision
+        for pause in (*fetching.PAUSES, None):
+            try:
+                return ask()
+            except errors.HFValidationError:
+                raise UserError(
+                    f"download.repo = {repo!r}: no name of a data set; allowed: owner/name, of letters, digits, -, _, ."
+                ) from None
+            except errors.GatedRepoError:
+                raise UserError(f"{repo}: ask for access on its page, then set HF_TOKEN") from None
+            except errors.RevisionNotFoundError:
+                raise UserError(f"download.revision = {revision!r}: {repo} has no such commit, tag or branch") from None
+            except errors.RepositoryNotFoundError:
+                raise UserError(f"download.repo = {repo!r}: no such data set (a private one needs HF_TOKEN)") from None
+            except errors.OfflineModeIsEnabled:
+                raise UserError(f"{repo}: HF_HUB_OFFLINE is set; unset it, or take download=bundled or local") from None
+            except (httpx.TransportError, errors.LocalEntryNotFoundError, errors.HfHubHTTPError) as error:
+                status = getattr(getattr(error, "response", None), "status_code", 500)
+                if pause is None or (status < 500 and status not in (408, 429)):
+                    raise UserError(
+                        f"{repo}: the Hugging Face Hub did not answer ({fetching.words(error)}); "
+                        "check the network, or take download=bundled or download=local"
+                    ) from None
+                console.warn(f"{repo}: {fetching.words(error)}; trying again in {pause:g} s")
+                time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+
+class _Patient(io.RawIOBase):
+    """A file of the Hub that is read in ranges; a range that breaks off is asked for again."""
+
+    def __init__(self, file: Any, asked: Callable[[Callable[[], Any]], Any]) -> None:
+        self._file, self._asked = file, asked
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._asked(lambda: self._file.read(len(buffer)))
+        buffer[: len(block)] = block
+        return len(block)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _data_files(config: dict[str, Any]) -> dict[str, list[str]]:
+    """The globs of each split of a configuration as a card declares it; {} where it names no files.
+
+    `data_files` is a glob, a list of globs, a mapping of split to globs, or a list of {split, path}; see
+    https://huggingface.co/docs/hub/datasets-manual-configuration.
+    """
+    files, folder = config.get("data_files"), str(config.get("data_dir") or "").strip("/")
+    if files is None:
+        return {"train": [f"{folder}/**"]} if folder else {}
+    if isinstance(files, dict):
+        files = [{"split": split, "path": path} for split, path in files.items()]
+    found: dict[str, list[str]] = {}
+    for item in [files] if isinstance(files, str) else files:
+        split, paths = (item.get("split", "train"), item["path"]) if isinstance(item, dict) else ("train", item)
+        for path in [paths] if isinstance(paths, str) else paths:
+            found.setdefault(split, []).append(f"{folder}/{path}" if folder else path)
+    return found
+
+
+def _regex(glob: str) -> str:
+    """The Hub's globs: ** goes through folders, * and ? stay within a name; a folder means all that is in it."""
+    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob.strip("/"))
+    return "".join(signs.get(part, re.escape(part)) for part in parts) + "(?:/.*)?"

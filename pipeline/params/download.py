@@ -1,0 +1,96 @@
+"""Section `download`: where the documents come from; one class a source."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self, Union
+
+from pydantic import Field, model_validator
+
+from pipeline.params.section import Positive, Section
+
+
+class _Download(Section):
+    watch: str = Field(description="file or folder whose content DVC watches for this stage (see dvc.yaml)")
+    max_documents: Positive | None = Field(description="documents to keep at most (of a val split: a tenth); null: all")
+    max_bytes: Positive | None = Field(description="bytes of text to keep at most; null: all")
+    sample_fraction: Annotated[float, Field(gt=0, le=1)] = Field(description="share of documents kept, by seeded hash")
+    seed: int = Field(description="seed of the sample, and of the bundled stories")
+
+
+class _Text(_Download):
+    text_column: str = Field(description="field of a jsonl or parquet record that holds the text")
+    split: Literal["auto", "separator", "lines", "blank_lines", "lone_newlines", "whole"] = Field(
+        description="how a plain text file falls into documents; auto: guessed, and the guess is reported. "
+        "lone_newlines: blank lines stand between paragraphs, a single line break ends the document"
+    )
+    separator: str = Field(min_length=1, description="document marker for split: separator (and looked for by auto)")
+
+
+class Bundled(_Download):
+    source: Literal["bundled"]
+    documents: Positive = Field(description="stories to tell")
+
+
+class Local(_Text):
+    source: Literal["local"]
+    path: str = Field(min_length=1, description="file, folder or glob: .txt, .jsonl, .parquet, each also .gz or .zst")
+    pattern: str = Field(min_length=1, description="which files of a folder, as a glob")
+
+    @model_validator(mode="after")
+    def _watch_is_no_glob(self) -> Self:
+        if any(sign in self.watch for sign in "*?[") and not Path(self.watch).exists():
+            raise ValueError(
+                f"watch: {self.watch!r} is a glob, and DVC hashes a file or folder; set it to the folder of the files"
+            )
+        return self
+
+
+class HuggingFace(_Text):
+    source: Literal["huggingface"]
+    repo: str | None = Field(description="data set on the Hugging Face Hub, as owner/name")
+    revision: str | None = Field(description="commit, tag or branch; a commit pins the data")
+    config: str | None = Field(description="configuration that the data set's card declares, or a folder; null: all")
+    splits: dict[Literal["train", "val"], str] = Field(
+        min_length=1, description="glob of each split's files, or of its name in a declared config: {train: '*train*'}"
+    )
+    licence: str | None = Field(description="licence of the data, for the manifest; null: as the data set's card says")
+
+    @model_validator(mode="after")
+    def _repo_given(self) -> Self:
+        if not self.repo:
+            raise ValueError("repo: name the data set, as in -S download=huggingface -S download.repo=owner/name")
+        return self
+
+
+class Url(_Text):
+    source: Literal["url"]
+    urls: list[str] = Field(description="http(s) addresses of .txt, .jsonl, .parquet, also .gz, .zst, .zip, .tar")
+    sha256: list[str] = Field(description="expected sha256 of each file, in the order of urls; empty: not checked")
+    max_download_bytes: Positive = Field(description="refuse a file larger than this, bytes")
+    licence: str | None = Field(description="licence of the data, for the manifest and the model card")
+
+    @model_validator(mode="after")
+    def _urls_given(self) -> Self:
+        if not self.urls:
+            raise ValueError("urls: give at least one address, as in -S 'download.urls=[https://…]'")
+        if odd := [url for url in self.urls if not re.match(r"https?://[^/]", url)]:
+            raise ValueError(f"urls: {odd[0]!r}; allowed: addresses that begin with http:// or https://")
+        if len(set(self.urls)) < len(self.urls):
+            raise ValueError(f"urls: {max(self.urls, key=self.urls.count)!r} stands there twice; name each file once")
+        if self.sha256 and len(self.sha256) != len(self.urls):
+            raise ValueError(f"sha256: {len(self.sha256)} given for {len(self.urls)} urls; one each, or none")
+        return self
+
+
+class Wandb(_Download):
+    source: Literal["wandb"]
+    artifact: str | None = Field(description="dataset artifact, as entity/project/name:alias")
+
+    @model_validator(mode="after")
+    def _artifact_given(self) -> Self:
+        if not self.artifact or ":" not in self.artifact:
+            raise ValueError("artifact: name it as entity/project/name:alias, e.g. team/moe-stories/clean:v3")
+        return self
+
+
+Download = Annotated[Union[Bundled, Local, HuggingFace, Url, Wandb], Field(discriminator="source")]

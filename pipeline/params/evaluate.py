@@ -1,0 +1,39 @@
+"""Section `evaluate`: what is measured."""
+
+from pathlib import PurePath
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.params.section import Positive, Section
+
+
+class Evaluate(Section):
+    watch: str = Field(description="file or folder whose content DVC watches for this stage (see dvc.yaml)")
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    devices: Positive = Field(description="GPUs that share the scoring; the figures are the same for any number")
+    batch_size: Positive = Field(description="windows in one forward pass")
+    stride: Positive | None = Field(description="sliding window: tokens scored per window; null: block by block")
+    train_sample_tokens: Annotated[int, Field(ge=0)] = Field(description="training tokens scored too; 0: none")
+    prompts: list[Annotated[str, Field(min_length=1)]] = Field(
+        min_length=1, description="beginnings that the model continues"
+    )
+    temperatures: list[Annotated[float, Field(ge=0)]] = Field(min_length=1, description="0: greedy")
+    samples_per_prompt: Positive = Field(description="stories for each prompt and temperature above 0")
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_new_tokens: Positive = Field(description="tokens of a story at most; the model's context bounds it too")
+    seed: int = Field(description="of the first sample; the next ones count up")
+    ngram_order: Positive = Field(description="order of the Kneser-Ney reference model")
+    reference_bytes: Annotated[int, Field(ge=0)] = Field(description="training text for n-grams; 0: no references")
+    memorisation_bytes: Annotated[int, Field(ge=0)] = Field(description="training text searched for overlaps; 0: none")
+    lm_eval_tasks: list[str] = Field(description="lm-eval task files; needs the extra lm-eval")
+
+    @model_validator(mode="after")
+    def _tasks_are_watched(self) -> Self:
+        for task in self.lm_eval_tasks:
+            if not PurePath(task).is_relative_to(self.watch):
+                raise ValueError(
+                    f"watch: {self.watch} does not hold the task {task}, so an edit of it would not be noticed; "
+                    f"set the folder of the tasks and their data, as in -S evaluate.watch={PurePath(task).parent}"
+                )
+        return self

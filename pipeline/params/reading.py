@@ -1,0 +1,90 @@
+"""Reading params.yaml, and what is wrong with it in words."""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import UserError
+from pipeline.params.download import Bundled, Download
+from pipeline.params.rules import Params
+
+
+def load(path: Path | str = "params.yaml") -> Params:
+    """Read and validate the whole file; raise UserError with one line for each thing wrong."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not here; run from the project's folder") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds no mapping of sections; allowed: {', '.join(Params.model_fields)}")
+    return validate(raw, str(path))
+
+
+def validate(raw: dict[str, Any], origin: str = "params.yaml") -> Params:
+    """Validate parameters that were already read; `origin` names them in an error."""
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(dict(problem), raw) for problem in error.errors(include_url=False)]
+        raise UserError("\n".join([f"{origin}:", *(f"  {line}" for line in lines)])) from None
+
+
+def leaves(params: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted key, value) of the parameters, sections opened up."""
+    for name in type(params).model_fields:
+        value = getattr(params, name)
+        if isinstance(value, BaseModel):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _explain(problem: dict[str, Any], raw: dict[str, Any]) -> str:
+    source = (raw.get("download") or {}).get("source") if isinstance(raw.get("download"), dict) else None
+    location = [part for i, part in enumerate(problem["loc"]) if not (i == 1 and part == source)]
+    path = ".".join(str(part) for part in location)
+    kind, value, context = problem["type"], problem.get("input"), problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = _known_names(location[:-1], source)
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = (
+            f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else f"known: {', '.join(known)}"
+        )
+        return f"{path} = {value!r}: no such parameter; {hint}"
+    if kind == "missing":
+        return f"{path}: missing; every parameter stands in params.yaml (configs/ has the defaults)"
+    if kind == "value_error":  # our own rules: they name the key within the section and what is allowed
+        message = str(context["error"])
+        name, _, rest = message.partition(": ")
+        if rest and " " not in name:
+            return f"{path}.{name}: {rest}" if path else message
+        return f"{path} = {value!r}: {message}"
+    if kind == "literal_error":
+        near = difflib.get_close_matches(str(value), str(context["expected"]).replace("'", "").split(), n=1)
+        hint = f"; did you mean {near[0].rstrip(',')}?" if near else ""
+        return f"{path} = {value!r}; allowed: {context['expected']}{hint}"
+    if kind == "union_tag_invalid":
+        return f"{path}.source = {context['tag']!r}; allowed: {context['expected_tags']}"
+    shown = f" = {value!r}" if not isinstance(value, dict) else ""
+    return f"{path}{shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _known_names(location: list[Any], source: str | None) -> list[str]:
+    model: Any = Params
+    for part in location:
+        if part == "download":
+            sources = {get_args(m.model_fields["source"].annotation)[0]: m for m in get_args(get_args(Download)[0])}
+            model = sources.get(source or "", Bundled)
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if get_origin(annotation) is not None:
+            annotation = next((a for a in get_args(annotation) if isinstance(a, type)), None)
+        model = annotation
+    return list(model.model_fields) if hasattr(model, "model_fields") else []

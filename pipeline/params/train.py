@@ -1,0 +1,97 @@
+"""Section `train`: hardware, batches, optimizer, schedule, and what is watched for."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.params.section import Fraction, Positive, Section
+
+
+class Optimizer(Section):
+    name: Literal["adamw", "muon", "adamw8bit"] = Field(description="muon: Muon for matrices, AdamW for the rest")
+    lr: Annotated[float, Field(gt=0)] = Field(description="peak learning rate (of AdamW's share, with muon)")
+    muon_lr: Annotated[float, Field(gt=0)] = Field(description="peak learning rate of Muon's share")
+    betas: tuple[Fraction, Fraction]
+    eps: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = Field(description="on matrices; norms and biases have none")
+    grad_clip: Annotated[float, Field(ge=0)] = Field(description="largest gradient norm; 0: no clipping")
+
+
+class Schedule(Section):
+    name: Literal["cosine", "linear", "wsd", "constant"] = Field(description="wsd: warm up, stay, then decay")
+    warmup: Annotated[float, Field(ge=0)] = Field(description="steps if 1 or more, a share of the run if below 1")
+    decay: Fraction = Field(description="wsd: share of the run that decays")
+    min_lr: Annotated[float, Field(ge=0)] = Field(description="the floor, as an absolute learning rate")
+    min_lr_fraction: Fraction = Field(description="the floor, as a share of the peak; the higher of the two holds")
+
+
+class RoutingGate(Section):
+    """Routing that must hold once `grace` has passed, or the stage warns or fails."""
+
+    action: Literal["off", "warn", "fail"]
+    grace: Fraction = Field(description="share of the run before the gate looks")
+    max_dead_experts: Annotated[int, Field(ge=0)] = Field(description="experts without a token, in any one layer")
+    max_violation: Annotated[float, Field(gt=0)] = Field(description="(largest load / mean load) - 1, per layer")
+    min_load_entropy: Fraction = Field(description="entropy of the load / log(n_expert), per layer")
+
+
+class Train(Section):
+    seed: int
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    devices: Positive = Field(description="processes (GPUs, or CPU processes) on each node")
+    num_nodes: Positive
+    strategy: Literal["auto", "ddp", "fsdp"]
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+    compile: Literal["auto", "on", "off"] = Field(description="auto: only where compiling pays back within the run")
+    initial_checkpoint: str | None = Field(description="litgpt checkpoint folder whose weights to begin with")
+    block_size: Positive = Field(description="tokens in a training sample")
+    document_mask: bool = Field(description="attention stays within a document; positions restart")
+    global_batch_size: Positive = Field(description="samples in one optimizer step, over all devices")
+    micro_batch_size: Positive = Field(description="samples in one forward pass, on one device")
+    max_tokens: Positive | None = Field(description="stop after this many; the first bound that is met ends the run")
+    max_steps: Positive | None
+    max_epochs: Annotated[float, Field(gt=0)] | None
+    max_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        description="wall time of one session of training; the run needs another bound, and goes on to it in the next"
+    )
+    optimizer: Optimizer
+    schedule: Schedule
+    activation_checkpointing: bool
+    loss_chunk: Annotated[int, Field(ge=0)] = Field(description="tokens whose logits are held at a time; 0: all")
+    balance_coef: Annotated[float, Field(ge=0)] = Field(description="weight of the load balancing loss")
+    z_loss_coef: Annotated[float, Field(ge=0)] = Field(description="weight of the router's z-loss")
+    bias_update_rate: Annotated[float, Field(ge=0)] = Field(description="router: sigmoid, step of its balancing bias")
+    routing_gate: RoutingGate
+    eval_every: Annotated[int, Field(ge=0)] = Field(description="steps between looks at val; 0: only at the end")
+    eval_samples: Positive = Field(description="val samples in such a look")
+    log_every: Positive = Field(description="steps between lines of metrics")
+    checkpoint_every: Positive = Field(description="steps between checkpoints to resume from")
+    keep_checkpoints: Positive
+    num_workers: Annotated[int, Field(ge=0)] = Field(description="processes that read tokens")
+    max_bad_steps: Annotated[int, Field(ge=0)] = Field(description="steps with a loss that is not finite, in a row")
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        at_once = self.micro_batch_size * self.devices * self.num_nodes
+        if self.global_batch_size % at_once:
+            raise ValueError(
+                f"global_batch_size: {self.global_batch_size} is no multiple of micro_batch_size x devices x "
+                f"num_nodes = {at_once}; nearest: {max(at_once, round(self.global_batch_size / at_once) * at_once)}"
+            )
+        if not (self.max_tokens or self.max_steps or self.max_epochs):
+            raise ValueError("max_tokens: one of max_tokens, max_steps and max_epochs must be set (the schedule's end)")
+        if self.device == "cpu" and self.precision == "16-mixed":
+            raise ValueError("precision: 16-mixed needs a GPU; on device: cpu take 32-true")
+        if self.device == "mps" and self.precision != "32-true":
+            raise ValueError(f"precision: {self.precision} is not supported on device: mps; take 32-true")
+        if self.optimizer.name == "adamw8bit" and self.device == "cpu":
+            raise ValueError("optimizer.name: adamw8bit needs a GPU; on device: cpu take adamw")
+        if self.strategy == "fsdp" and self.device == "mps":
+            raise ValueError("strategy: fsdp needs more than one device, and mps is one; take auto")
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise ValueError("strategy: fsdp does not go with precision: 16-mixed; take bf16-mixed, or ddp")
+        if self.strategy == "fsdp" and self.optimizer.name == "adamw8bit":
+            raise ValueError("strategy: fsdp cuts the blocks that adamw8bit scales; take optimizer.name: adamw, or ddp")
+        if self.strategy == "fsdp" and self.optimizer.name == "muon":
+            raise ValueError("strategy: fsdp cuts matrices that muon needs whole; take optimizer.name: adamw, or ddp")
+        return self

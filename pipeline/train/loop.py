@@ -1,0 +1,391 @@
+"""The training loop: from tokens to a litgpt checkpoint folder, resumable at any moment.
+
+report = train(params, tokens, tokenizer, into, runs=Path("checkpoints"), live=…, plots=…, run=None, resume="auto")
+"""
+
+import random
+import shutil
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+
+from pipeline import console, tracking
+from pipeline.errors import UserError
+from pipeline.huggingface import folder as huggingface
+from pipeline.model import build, checkpoint_folder
+from pipeline.params import Params
+from pipeline.train import checkpoint, data, hardware, initial, launch, memory, optim, plan, resumption
+from pipeline.train.compiling import Compiling
+from pipeline.train.gate import Gate
+from pipeline.train.history import History, plots_of
+from pipeline.train.interruption import Interrupted, Interruption
+from pipeline.train.recompute import recompute_blocks
+from pipeline.train.step import Objective, Reading, Step
+from pipeline.train.stopping import Stopping
+
+_SHARE_OF_PEAK = {"cpu": 0.35, "cuda": 0.3, "mps": 0.25}  # for the estimate before anything was measured
+
+
+def train(
+    params: Params,
+    tokens: Path,
+    tokenizer: Path,
+    into: Path,
+    *,
+    runs: Path,
+    live: Path,
+    plots: Path | None,
+    run: tracking.Run | None = None,
+    resume: str = "auto",
+) -> dict[str, Any]:
+    """Train as `params` say and write `into`, a litgpt checkpoint folder; return the report (empty but on rank 0).
+
+    resume: auto (the newest whole checkpoint of the same run, if any), never, or the path of a checkpoint.
+    Raises UserError before anything is written where params, data and machine do not fit, and later where the loss
+    stays not finite, memory runs out or the routing gate fails; Interrupted after SIGINT or SIGTERM.
+    """
+    device = launch.device_of(params.train)
+    planned = plan.make(params, tokens, tokenizer)
+    fabric = launch.fabric_for(params.train, device)
+    fabric.launch()
+
+    def find() -> resumption.Beginning:
+        plan.remarks(planned, params)
+        begin = resumption.find(params, tokens, tokenizer, runs, resume)
+        if begin.checkpoint is None:
+            console.say(f"train: {huggingface.prove_exportable(params.model, planned.vocab_size)}")
+        return begin
+
+    built = build.resolved(params.model, planned.vocab_size)  # of a twin, what it takes; not what it is a twin of
+    sizes = (built, params.train, planned.count.total, planned.vocab_size, fabric.device)
+    try:
+        begin = launch.from_rank_zero(fabric, find)
+        with memory.explained(*sizes), Interruption() as interruption:
+            trainer = _Trainer(params, planned, fabric, begin, interruption)
+            return trainer.run(into, tokenizer, live, plots, run)
+    except Interrupted:  # the others were interrupted alike, and leave by themselves
+        raise
+    except BaseException:
+        launch.end_children(fabric)
+        raise
+    finally:
+        launch.leave_group()
+
+
+class _Trainer:
+    """One run on one rank: what is trained, how far it is, and what is written on the way."""
+
+    def __init__(
+        self,
+        params: Params,
+        planned: plan.Plan,
+        fabric: Fabric,
+        begin: resumption.Beginning,
+        interruption: Interruption,
+    ) -> None:
+        self.params, self.plan, self.fabric, self.begin = params, planned, fabric, begin
+        self.config, self.interruption = params.train, interruption
+        random.seed(self.config.seed)
+        np.random.seed(self.config.seed % 2**32)
+        torch.manual_seed(self.config.seed)
+        self.gpt = self._model()
+        self.objective = Objective(self.gpt, self.config, planned.end_id)
+        self.module = fabric.setup_module(self.objective)
+        self.optimizers = optim.build(self.objective, self.config.optimizer, fabric.device)
+        self.step = Step(fabric, self.module, self.optimizers, self.config)
+        self.gate = Gate(self.config.routing_gate, planned.total_steps)
+        self.done, self.bad_steps, self._elapsed = 0, 0, 0.0
+        self.looked = -1  # the step of the last look at val
+        self.last: dict[str, float] = {}  # the latest of each metric
+        compiled = self._restore() if begin.checkpoint else None
+        self.first = self.done
+        work = planned.total_steps * planned.tokens_per_step * planned.flops_per_token / fabric.world_size
+        self.compiling = Compiling(self.gpt, self.config.compile, fabric, work, compiled)
+        self._resumed_at: float | None = None  # while the loop runs
+
+    # --- what is trained ----------------------------------------------------------------------------------------------
+
+    def _model(self) -> build.MoEGPT:
+        config, model, device = self.config, self.params.model, self.fabric.device
+        dtype = torch.bfloat16 if config.precision == "bf16-true" else None
+        gpt = build.build(model, self.plan.vocab_size, seed=config.seed, device=device, dtype=dtype)
+        if config.initial_checkpoint and self.begin.checkpoint is None:
+            initial.take_weights(gpt, Path(config.initial_checkpoint))
+        if config.activation_checkpointing:
+            recompute_blocks(gpt)
+        return gpt
+
+    def run(
+        self, into: Path, tokenizer: Path, live: Path, plots: Path | None, tracker: tracking.Run | None
+    ) -> dict[str, Any]:
+        """Train to the end, or to that of this session; save the model, return the report."""
+        self.history: History | None = None
+        if self.fabric.is_global_zero:
+            checkpoint.forget_after(self.begin.folder, self.done, self.begin.checkpoint)
+            self.history = History(self.begin.folder, live, tracker, self.done)
+        self.peak, self.peak_origin = hardware.peak_flops(self.fabric.device, self.config.precision)
+        self._announce()
+        reason = self._steps()
+        if not self._is_saved():
+            self._save()
+        model = self._whole_model()
+        if self.history is None:
+            return {}
+        checkpoint_folder.save(model, into, tokenizer)
+        routing = self.gate.report()
+        loads = [layer["tokens_per_expert"] for layer in routing["layers"]]
+        if plots is not None:
+            plots_of(self.history, loads, plots)
+        if tracker is not None and loads:
+            tracker.log_heatmap("expert load", loads, tokens=self._tokens(), x="expert", y="MoE layer")
+        self.history.close()
+        self._forget_finished_runs()
+        if not self._is_finished():
+            console.warn(
+                f"train: train.max_minutes = {self.config.max_minutes:g} were over after step {self.done} of "
+                f"{self.plan.total_steps}; for as long again from there: dvc repro --force --single-item train"
+            )
+        return self._report(reason, routing)
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def _steps(self) -> str:
+        """Train until a bound is met; say which. What was trained last is logged and looked at when it ends."""
+        config, total, fabric = self.config, self.plan.total_steps, self.fabric
+        pin = fabric.device.type == "cuda"
+        stopping = Stopping(fabric, self.interruption, config.max_minutes)
+        reason = self.plan.bound if self._is_finished() else None
+        left = (total - self.done) * self.plan.tokens_per_step
+        self._resumed_at = self._window_begun = time.perf_counter()
+        self._paused = 0.0
+        self.module.train()
+        batches = data.batches(self.plan.samples, config, self.done, fabric.global_rank, fabric.world_size, pin)
+        with closing(batches), console.progress("train", left, "tokens") as advance:
+            while reason is None:
+                lr = optim.set_learning_rates(self.optimizers, config.schedule, self.done, total)
+                self.step(self.done, batches)
+                self.done += 1
+                self.compiling.after_step(total - self.done)
+                stop = stopping.after_step()
+                if self._is_finished():
+                    reason = self.plan.bound
+                elif stop.time_is_over:
+                    reason = "max_minutes"
+                look = reason is not None or bool(config.eval_every and self.done % config.eval_every == 0)
+                if look or self.done % config.log_every == 0:
+                    self._log(lr, self._pause(self._validate) if look else None)
+                elif fabric.device.type == "cpu":  # where looking costs nothing
+                    self._refuse_bad_steps(*self.step.window.bad_in_row())
+                if fabric.is_global_zero:
+                    loss = self.last.get("lm_loss")
+                    advance(self.plan.tokens_per_step, f"loss {loss:.3f}" if loss is not None else "")
+                if stop.signal:
+                    self._save()
+                    raise Interrupted(stop.signal, self.done, total, self.begin.folder)
+                if reason is None and self.done % config.checkpoint_every == 0:
+                    self._pause(self._save)
+        if self.looked != self.done:  # a checkpoint that was named is at the end of this run without having seen one
+            self.last["val_loss"] = self._validate()
+        self._elapsed, self._resumed_at = self.elapsed, None
+        return reason
+
+    def _is_finished(self) -> bool:
+        return self.done >= self.plan.total_steps
+
+    def _pause(self, work: Any) -> Any:
+        """Do what is no training; it does not count in the window's tokens per second."""
+        begun = time.perf_counter()
+        result = work()
+        self._paused += time.perf_counter() - begun
+        return result
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Loss on the val samples that `eval_samples` asks for, nats a token."""
+        config, fabric = self.config, self.fabric
+        self.looked = self.done
+        self.module.eval()
+        total: Any = torch.zeros(2, device=fabric.device)
+        for tokens_BS in data.spread(
+            self.plan.val, config.eval_samples, fabric.global_rank, fabric.world_size, config.micro_batch_size
+        ):
+            loss, _ = self.module(tokens_BS.to(fabric.device))
+            total += torch.stack(
+                [loss.float() * len(tokens_BS), torch.tensor(float(len(tokens_BS)), device=loss.device)]
+            )
+        self.module.train()
+        total = launch.reduced(fabric, total, "sum")
+        return float(total[0] / total[1])
+
+    # --- what is told -------------------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        count, world = self.plan.count, self.fabric.world_size
+        steps = self.plan.total_steps - self.done
+        if self.begin.checkpoint:
+            state = "this run was finished before" if steps == 0 else f"resumed from step {self.done}"
+            again = "; --resume never trains it again" if steps == 0 else ""
+            console.say(f"train: {state} ({self.begin.checkpoint.path}){again}")
+        tokens = steps * self.plan.tokens_per_step
+        rate = self.peak * world * _SHARE_OF_PEAK[self.fabric.device.type]
+        device = str(self.fabric.device) if world == 1 else f"{world} × {self.fabric.device.type}"
+        size = f"{count.total / 1e6:,.2f} M parameters ({count.active / 1e6:,.2f} M active)"
+        to_go = f"{tokens:,} tokens to go ({steps:,} steps of {self.plan.tokens_per_step:,})"
+        console.say(
+            f"train: {size}, {to_go}, {self.plan.epochs:.2f} epochs in all, on {device} in {self.config.precision}; "
+            f"about {console.duration(tokens * self.plan.flops_per_token / rate)}"
+        )
+
+    def _log(self, lr: float, val_loss: float | None) -> None:
+        reading: Reading = self.step.window.read(self.fabric)
+        self._refuse_bad_steps(reading.bad_in_row, reading.first_bad)
+        self.bad_steps += reading.bad_steps
+        now = time.perf_counter()
+        rate = reading.steps * self.plan.tokens_per_step / max(1e-9, now - self._window_begun - self._paused)
+        self._window_begun, self._paused = now, 0.0
+        weighted = self.config.balance_coef * reading.balance + self.config.z_loss_coef * reading.z
+        metrics: dict[str, float | None] = {
+            "step": self.done,
+            "tokens": self._tokens(),
+            "seconds": round(self.elapsed, 3),
+            "loss": reading.lm + weighted,
+            "val_loss": val_loss,
+            "lm_loss": reading.lm,
+            "lr": lr,
+            "grad_norm": reading.grad_norm,
+            "tokens_per_second": rate,
+            "mfu": rate * self.plan.flops_per_token / (self.peak * self.fabric.world_size),
+            "bad_steps": self.bad_steps,
+        }
+        if reading.layers:
+            metrics |= {
+                "balance_loss": reading.balance,
+                "z_loss": reading.z,
+                "load_entropy": min(layer.load_entropy for layer in reading.layers),
+                "max_violation": max(layer.max_violation for layer in reading.layers),
+                "dead_experts": max(layer.dead_experts for layer in reading.layers),
+                "router_confidence": sum(layer.confidence for layer in reading.layers) / len(reading.layers),
+            }
+        known = {name: value for name, value in metrics.items() if value is not None}
+        self.last |= known
+        if self.history is not None:
+            self.history.add(known, reading.layers)
+        self.gate.look(self.done, reading.layers)
+
+    def _refuse_bad_steps(self, in_row: int, first: int) -> None:
+        if in_row <= self.config.max_bad_steps:
+            return
+        micro = data.positions(self.config, first, self.fabric.global_rank, self.fabric.world_size)
+        samples = [int(i) for positions in micro for i in self.plan.samples.index(positions)]
+        raise UserError(
+            f"the gradient was not finite (nan or inf) in {in_row} steps in a row, from step {first} on "
+            f"(train.max_bad_steps = {self.config.max_bad_steps}); those steps were left out and the checkpoints in "
+            f"{self.begin.folder} are good. Batch of step {first}: samples {samples} of data/tokens/train. "
+            f"Try a lower train.optimizer.lr (now {self.config.optimizer.lr:g}), a longer warm-up, "
+            f"train.precision bf16-mixed, or train.optimizer.grad_clip below {self.config.optimizer.grad_clip or 1:g}"
+        )
+
+    def _report(self, reason: str, routing: dict[str, Any]) -> dict[str, Any]:
+        count, tokens = self.plan.count, self._tokens()
+        rate = tokens / self.elapsed if self.elapsed else 0.0
+        return {
+            "loss": self.last.get("lm_loss"),
+            "val_loss": self.last.get("val_loss"),
+            "steps": self.done,
+            "tokens": tokens,
+            "epochs": tokens / (self.plan.samples.count * self.plan.samples.block_size),
+            "stopped_by": reason,
+            "seconds": self.elapsed,
+            "tokens_per_second": rate,
+            "mfu": rate * self.plan.flops_per_token / (self.peak * self.fabric.world_size),
+            "peak_flops": {"per_device": self.peak, "origin": self.peak_origin},
+            "flops_per_token": self.plan.flops_per_token,
+            "parameters": {"total": count.total, "active": count.active},
+            "bad_steps": self.bad_steps,
+            "device": self.fabric.device.type,
+            "devices": self.fabric.world_size,
+            "precision": self.config.precision,
+            "compiled": self.compiling.done,
+            "resumed_from": self.first if self.begin.checkpoint else None,
+            "routing": routing,
+        }
+
+    # --- how far it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, those before a resumption included."""
+        return self._elapsed + (0.0 if self._resumed_at is None else time.perf_counter() - self._resumed_at)
+
+    def _tokens(self) -> int:
+        return self.done * self.plan.tokens_per_step
+
+    def _is_saved(self) -> bool:
+        begin = self.begin.checkpoint
+        there = begin is not None and begin.path.parent.resolve() == self.begin.folder.resolve()
+        return there and self.done == self.first
+
+    def _save(self) -> None:
+        """Write a checkpoint; every rank must call it."""
+        generators: list[Any] = [None] * self.fabric.world_size
+        if self.fabric.world_size > 1:
+            torch.distributed.all_gather_object(generators, checkpoint.random_state())
+        else:
+            generators = [checkpoint.random_state()]
+        state = {
+            "model": checkpoint.model_state(self.gpt),
+            "optimizers": [checkpoint.optimizer_state(optimizer) for optimizer in self.optimizers],
+            "loss_scale": self.step.scale.state() if self.step.scale else None,
+            "random": generators,
+            "gate": self.gate.state(),
+            "last": self.last,
+            "bad_steps": self.bad_steps,
+            "compiled": self.compiling.done,
+            "elapsed": self.elapsed,
+            "looked": self.looked,
+        }
+        if self.fabric.is_global_zero:
+            finished = self._is_finished()
+            meta = {"identity": self.begin.identity, "finished": finished}
+            keep = 1 if finished else self.config.keep_checkpoints
+            checkpoint.save(self.begin.folder, self.done, state, meta, keep)
+        self.fabric.barrier()
+
+    def _restore(self) -> bool:
+        """Take up the state of the checkpoint; return whether that run was compiled."""
+        assert self.begin.checkpoint is not None
+        state = self.begin.checkpoint.load()
+        checkpoint.load_model_state(self.gpt, state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            checkpoint.load_optimizer_state(optimizer, saved)
+        if self.step.scale and state["loss_scale"]:
+            self.step.scale.load(state["loss_scale"])
+        if len(state["random"]) == self.fabric.world_size:
+            checkpoint.load_random_state(state["random"][self.fabric.global_rank])
+        self.gate.load(state["gate"])
+        self.done, self.last, self.bad_steps = self.begin.checkpoint.step, state["last"], state["bad_steps"]
+        self._elapsed, self.looked = state["elapsed"], state.get("looked", -1)
+        return bool(state["compiled"])
+
+    def _whole_model(self) -> build.MoEGPT:
+        """The model with all of its weights in this process (with FSDP each rank has a share); on every rank."""
+        if self.config.strategy != "fsdp":
+            return self.gpt
+        state = checkpoint.model_state(self.gpt)
+        dtype = next(iter(state.values())).dtype
+        gpt = build.materialize(build.on_meta(self.params.model, self.plan.vocab_size, dtype))
+        checkpoint.load_model_state(gpt, state)
+        return gpt
+
+    def _forget_finished_runs(self) -> None:
+        """Keep the last checkpoint of this run, in case that DVC asks for it again, and of no other finished run."""
+        for folder in self.begin.folder.parent.iterdir():
+            if folder != self.begin.folder and folder.is_dir() and checkpoint.is_finished(folder):
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,1 +1,0 @@
-"""Training: the loop, its data order, optimizers, losses, metrics and what a run resumes from."""

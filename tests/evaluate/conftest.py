@@ -1,0 +1,66 @@
+"""A corpus of 200 stories, its tokens, and a small untrained model, in the folders that the stages use."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import params
+from pipeline.cli.app import compose
+from pipeline.model import build, checkpoint_folder
+from pipeline.storyteller.stories import stories
+from pipeline.tokenize import tokenizer
+from pipeline.tokenize import writer as tokens
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "tokenizer.vocab_size=512",
+    "model.n_layer=3",
+    "model.n_embd=32",
+    "model.block_size=64",
+    "model.intermediate_size=64",
+    "model.moe_intermediate_size=32",
+    "model.n_expert=4",
+    "model.moe_every=1",
+    "model.first_k_dense_replace=1",
+    "train.block_size=48",
+    "train.document_mask=false",
+    "evaluate.batch_size=7",
+    "evaluate.device=cpu",
+    "evaluate.train_sample_tokens=3000",
+    "evaluate.max_new_tokens=40",
+]
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with params.yaml, data/clean, data/tokenizer, data/tokens and models/litgpt."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    compose.compose(folder / "params.yaml", ROOT / "configs", TINY)
+    parameters = params.load(folder / "params.yaml")
+    texts = [story.text for story in stories(200, seed=3)]
+    for split, part in (("train", texts[30:]), ("val", texts[:30])):
+        clean = folder / "data/clean" / split
+        clean.mkdir(parents=True)
+        table = pa.table({"text": part, "source": [f"shelf {i % 2}" for i in range(len(part))]})
+        pq.write_table(table, clean / "part-00000.parquet")
+    vocabulary = folder / "data/tokenizer"
+    vocabulary.mkdir()
+    tokenizer.build(parameters.tokenizer, folder / "data/clean", vocabulary)
+    for split in ("train", "val"):
+        (folder / "data/tokens" / split).mkdir(parents=True)
+    tokens.write(parameters.tokenizer, vocabulary, folder / "data/clean", folder / "data/tokens")
+    model = build.build(parameters.model, tokenizer.vocab_size(vocabulary), seed=1)
+    checkpoint_folder.save(model, folder / "models/litgpt", vocabulary)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parameters(work: Path) -> params.Params:
+    return params.load(work / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def model(work: Path) -> build.MoEGPT:
+    return checkpoint_folder.load(work / "models/litgpt")

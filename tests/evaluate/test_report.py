@@ -1,0 +1,166 @@
+"""The page in a real browser, its parts by hand."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markupsafe import Markup
+
+from pipeline.evaluate import evaluate, plots, report
+from pipeline.params import Params
+from tests.evaluate import browser
+
+CURVE = [
+    {"tokens": 4096.0 * i, "loss": 7 / (i + 1), **({"val_loss": 7.2 / (i + 1)} if i % 5 == 0 else {})}
+    for i in range(20)
+]
+STAGES: dict[str, Any] = {
+    "download": {"source": "bundled", "documents": 200, "licence": "as this project"},
+    "clean": {"documents_out": 200},
+    "tokenize": {
+        "vocab_size": 512,
+        "train": {"documents": 170, "tokens": 60_000, "bytes": 140_000},
+        "val": {"documents": 30, "tokens": 10_000, "bytes": 25_000},
+    },
+    "train": {
+        "parameters": {"total": 123_456, "active": 65_432}, "tokens": 81_920, "epochs": 1.3, "steps": 20,
+        "seconds": 71.0, "tokens_per_second": 1153.8, "devices": 1, "device": "cpu", "precision": "32-true",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def details(work: Path, parameters: Params) -> dict[str, Any]:
+    hostile = "Once </article><script>console.error('ran')</script> upon"
+    config = parameters.evaluate.model_copy(update={"prompts": [*parameters.evaluate.prompts, hostile]})
+    return evaluate.evaluate(
+        parameters.model_copy(update={"evaluate": config}),
+        work / "models/litgpt", work / "data/tokens", work / "data/clean", 0.25,
+    )[1]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(details: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    before = json.loads(json.dumps(details))
+    before["figures"]["val"]["bits_per_byte"] += 0.1
+    before["params"]["model"]["n_expert"] = 2
+    report.write(folder / "report.html", details, plots.draw(details, CURVE, folder / "plots"), STAGES, before)
+    return folder / "report.html"
+
+
+@pytest.mark.skipif(browser.find() is None, reason=f"no browser here ({', '.join(browser.NAMES)})")
+def test_in_a_browser_it_is_whole_fits_and_asks_for_nothing(page: Path, tmp_path: Path) -> None:
+    with browser.Browser() as chromium:
+        for width, height, dark in ((320, 640, False), (390, 844, True), (768, 1024, False), (1280, 900, True)):
+            seen = chromium.open(page, width, height, dark)
+            assert seen.errors == []
+            assert seen.requests == []
+            assert seen.evaluate("document.documentElement.scrollWidth") == width, "the page overflows to the side"
+            assert seen.evaluate("[...document.images].filter(i => !i.naturalWidth).length") == 0
+            drawn = "[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().height)"
+            heights = seen.evaluate(drawn)
+            assert len(heights) == 6
+            assert min(heights) > 80
+            # letters in the drawings stay letters of the page, in its colours, and large enough to read
+            letters = seen.evaluate(
+                "[...document.querySelectorAll('figure svg text')].map(t => t.getBoundingClientRect().height)"
+            )
+            assert min(letters) >= 8
+            assert seen.evaluate("document.querySelectorAll('script').length") == 0
+            contrast = seen.evaluate(CONTRAST)
+            assert min(contrast.values()) >= 4.5, contrast
+        seen.screenshot(tmp_path / "page.png")
+        assert (tmp_path / "page.png").stat().st_size > 50_000
+
+
+CONTRAST = """(() => {
+  const style = getComputedStyle(document.documentElement);
+  const light = name => {
+    const hex = style.getPropertyValue('--' + name).trim();
+    const [r, g, b] = [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16) / 255)
+      .map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ratio = (a, b) => {
+    const [x, y] = [light(a), light(b)].sort((p, q) => q - p);
+    return (x + 0.05) / (y + 0.05);
+  };
+  const pairs = [['ink', 'card'], ['ink', 'ground'], ['ink', 'mark'], ['ink', 'first-soft'], ['muted', 'card'],
+    ['muted', 'ground'], ['muted', 'first-soft'], ['first', 'card'], ['second', 'card'],
+    ['good', 'card'], ['bad', 'card']];
+  return Object.fromEntries(pairs.map(([a, b]) => [a + ' on ' + b, ratio(a, b)]));
+})()"""
+
+
+def test_it_shows_what_was_trained_on_what_and_what_changed(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for shown in (
+        "the bundled storyteller",
+        "123,456",
+        "65,432",
+        "81,920",
+        "1 min 11 s",
+        "4 a layer, 2 for each token",
+    ):
+        assert shown in text
+    assert re.search(r"model\.n_expert</dt><dd><del>2</del> → 4", text)
+    assert re.search(r'class="better">\N{MINUS SIGN}0\.1000', text)
+    assert not re.search(r'(src|href)="(?!data:|#)', text), "something would be fetched"
+
+
+def test_without_earlier_reports_it_says_so(details: dict[str, Any], tmp_path: Path) -> None:
+    pictures = plots.draw(details, [], tmp_path / "plots")
+    assert "curve" not in pictures
+    report.write(tmp_path / "report.html", details, pictures, report.read_stages(tmp_path), None)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "nothing to compare" in text
+    assert "Learning" not in text
+
+
+def test_a_dense_model_has_no_section_on_experts(details: dict[str, Any], tmp_path: Path) -> None:
+    figures = {name: value for name, value in details["figures"].items() if name not in ("routing", "references")}
+    dense = details | {"routing": {}, "figures": figures}
+    report.write(tmp_path / "report.html", dense, plots.draw(dense, CURVE, tmp_path / "plots"), STAGES, None)
+    assert "What the experts do" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_ladder_is_sorted_and_scaled() -> None:
+    figures = {
+        "val": {"bits_per_byte": 0.5},
+        "references": {"gzip": 2.0, "kneser_ney_5": 0.6},
+        "generator": {"entropy_bits_per_byte": 0.4},
+    }
+    assert [(s["name"], s["width"]) for s in report.ladder(figures)] == [
+        ("gzip -9", 100), ("5-gram Kneser–Ney", 30), ("this model", 25), ("the generator's entropy", 20)
+    ]  # fmt: skip
+
+
+def test_verdicts_follow_the_direction_that_is_good() -> None:
+    before = {"val": {"loss": 2.0, "accuracy": 0.5, "perplexity": 7.0}, "samples": {"distinct_2": 0.5}}
+    after = {"val": {"loss": 1.9, "accuracy": 0.4, "perplexity": 7.0}, "samples": {"distinct_2": 0.7}}
+    rows = {row["name"]: (row["difference"], row["verdict"]) for row in report.compared(before, after)}
+    assert rows == {
+        "loss, nats per token": ("−0.1000", "better"),
+        "perplexity": ("0", "same"),
+        "next token right": ("−0.1000", "worse"),
+        "different word pairs": ("+0.200", ""),
+    }
+
+
+def test_prompt_and_overlap_are_marked_and_the_rest_is_escaped() -> None:
+    story = {"prompt": "A <b>", "text": " cat & a dog", "overlap_span": [2, 9]}
+    assert report._marked(story) == Markup("<b>A </b><mark><b>&lt;b&gt;</b></mark><mark> cat</mark> &amp; a dog")
+    assert report._marked({"prompt": "A", "text": "b"}) == Markup("<b>A</b>b")
+
+
+def test_the_curve_is_read_from_the_csv_of_training(tmp_path: Path) -> None:
+    path = tmp_path / "loss.csv"
+    path.write_text(
+        "step,tokens,loss,lm_loss,val_loss,lr\n1,100,5.0,4.5,,0.1\n2,200,4.0,3.5,3.9,0.1\n", encoding="utf-8"
+    )
+    rows = report.read_curve(path)
+    assert [(row["tokens"], row["loss"], row.get("val_loss")) for row in rows] == [(100, 4.5, None), (200, 3.5, 3.9)]
+    assert report.read_curve(tmp_path / "none.csv") == []

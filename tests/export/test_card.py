@@ -1,0 +1,129 @@
+"""The model card: front matter that the Hub reads, and words that hold what the reports say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from pipeline import hashing, params
+from pipeline.export import card
+from tests.model.small import ROOT
+
+FACTS = {
+    "class": "MixtralForCausalLM",
+    "dtype": "bfloat16",
+    "vocab_size": 4096,
+    "parameters": 1_234_567,
+    "active_parameters": 654_321,
+    "max_logit_difference": 2e-6,
+    "positions_equal": 1000,
+    "near_ties": 0,
+    "greedy_tokens": 128,
+    "greedy_tokens_equal": 128,
+}
+STORIES = [
+    {"prompt": "Once", "temperature": 0.0, "text": " dull"},
+    {"prompt": "Once", "temperature": 0.7, "text": " upon a time.\n\nThe end."},
+    {"prompt": "Once", "temperature": 0.7, "text": " again"},
+    {"prompt": "One day", "temperature": 1.0, "text": " wild"},
+]
+
+
+def parameters(**changes: Any) -> params.Params:
+    whole = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return params.validate(whole | changes)
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    folder = tmp_path / "reports"
+    (folder / "plots/evaluate").mkdir(parents=True)
+    val = {"loss": 1.5, "perplexity": 4.4817, "bits_per_byte": 0.54321, "accuracy": 0.61}
+    (folder / "evaluate.json").write_text(json.dumps({"val": val}))
+    (folder / "train.json").write_text(json.dumps({"tokens": 1_000_000}))
+    (folder / "download.json").write_text(json.dumps({"documents": 21_000, "bytes": 9_000_000}))
+    (folder / "plots/evaluate/details.json").write_text(json.dumps({"samples": {"stories": STORIES}}))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "hf"
+    made.mkdir()
+    (made / "model.safetensors").write_bytes(b"weights")
+    (made / "config.json").write_text("{}")
+    return made
+
+
+def test_the_hub_reads_licence_library_tags_and_figures(reports: Path, folder: Path) -> None:
+    card.write(parameters(), reports, folder, FACTS)
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "transformers", "text-generation")
+    assert "mixture-of-experts" in data.tags
+    assert {r.metric_type: r.metric_value for r in data.eval_results} == {
+        "loss": 1.5,
+        "perplexity": 4.4817,
+        "bits_per_byte": 0.5432,
+    }
+
+
+def test_a_data_set_of_the_hub_is_named_with_its_licence(reports: Path, folder: Path) -> None:
+    source = {
+        "source": "huggingface",
+        "repo": "owner/tales",
+        "revision": "abc123",
+        "config": None,
+        "splits": {"train": "*.txt"},
+        "licence": "cdla-sharing-1.0",
+        "text_column": "text",
+        "split": "auto",
+        "separator": "<|endoftext|>",
+    }
+    common = {key: parameters().download.model_dump()[key] for key in params._Download.model_fields}
+    card.write(parameters(download=common | source), reports, folder, FACTS)
+    assert ModelCard.load(folder / "README.md").data.datasets == ["owner/tales"]
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "[owner/tales](https://huggingface.co/datasets/owner/tales) at abc123, licence cdla-sharing-1.0" in text
+
+
+def test_the_text_tells_figures_samples_parameters_and_hashes(reports: Path, folder: Path) -> None:
+    (folder / "stories-q8_0.gguf").write_bytes(b"GGUF")
+    card.write(parameters(), reports, folder, FACTS)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "1,234,567 parameters, of which a token meets 654,321" in text
+    assert "| bits per byte (validation) | 0.5432 |" in text
+    assert "| trained on | 1,000,000 tokens |" in text
+    assert "> Once upon a time.\n>\n> The end." in text and "again" not in text and "dull" not in text
+    assert "llama-cli -m stories-q8_0.gguf" in text
+    assert "uv run dvc repro" in text and "21,000 documents, 9.0 MB" in text
+    for name in ("model.safetensors", "config.json", "stories-q8_0.gguf"):
+        assert hashing.file_sha256(folder / name) in text
+    shown = text.split("```yaml\n")[1].split("```")[0]
+    assert params.validate(yaml.safe_load(shown)) == parameters()  # a run can be repeated from the card alone
+
+
+def test_what_is_equal_in_part_does_not_read_as_whole(tmp_path: Path, folder: Path) -> None:
+    card.write(parameters(), tmp_path / "none", folder, FACTS)
+    whole = (folder / "README.md").read_text(encoding="utf-8")
+    assert "at 1000 positions" in whole and "(128 of 128)" in whole and "rounding" not in whole
+    card.write(parameters(), tmp_path / "none", folder, FACTS | {"near_ties": 24, "greedy_tokens_equal": 100})
+    part = (folder / "README.md").read_text(encoding="utf-8")
+    assert "(100 of 128)" in part
+    assert "In the rest (24 positions, 28 tokens) rounding had decided" in part
+
+
+def test_reports_that_are_not_there_are_left_out(tmp_path: Path, folder: Path) -> None:
+    card.write(parameters(), tmp_path / "none", folder, FACTS | {"active_parameters": FACTS["parameters"]})
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "What it writes" not in text and "validation" not in text and "of which a token" not in text
+    assert ModelCard.load(folder / "README.md").data.eval_results is None
+
+
+def test_the_same_inputs_give_the_same_card(reports: Path, folder: Path) -> None:
+    card.write(parameters(), reports, folder, FACTS)
+    first = (folder / "README.md").read_bytes()
+    card.write(parameters(), reports, folder, FACTS)
+    assert (folder / "README.md").read_bytes() == first

@@ -1,0 +1,137 @@
+"""Parameters: what is composed, what is refused, and in which words."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import params
+from pipeline.cli.compose import compose
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def composed(tmp_path: Path, *overrides: str) -> dict:
+    compose(tmp_path / "params.yaml", ROOT / "configs", list(overrides))
+    return yaml.safe_load((tmp_path / "params.yaml").read_text(encoding="utf-8"))
+
+
+def test_the_committed_file_is_what_the_configs_compose(tmp_path):
+    compose(tmp_path / "params.yaml", ROOT / "configs")
+    assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "section", "watch"),
+    [
+        (["download=local", "download.path='tests/corpus/*/[ab]*.txt'"], "download", "tests/corpus"),
+        (["download=local", "download.path=tests/conftest.py"], "download", "tests/conftest.py"),
+        (["download=local", "download.path=absent.txt"], "download", "configs/download/local.yaml"),
+        (["clean.decontaminate=[]"], "clean", "configs/clean/default.yaml"),
+        (["clean.decontaminate=[tests/conftest.py]"], "clean", "tests/conftest.py"),
+        (["clean.decontaminate=[tests/conftest.py,tests/corpus/serving.py]"], "clean", "tests"),
+        (["tokenizer=adopt", "tokenizer.path=LICENSE"], "tokenizer", "LICENSE"),
+        (["tokenizer=adopt", "tokenizer.path=owner/name"], "tokenizer", "configs/tokenizer/adopt.yaml"),
+        (["tokenizer=gpt2"], "tokenizer", "configs/tokenizer/gpt2.yaml"),
+    ],
+)
+def test_what_dvc_watches_follows_from_the_paths(overrides, section, watch, tmp_path):
+    assert composed(tmp_path, *overrides)[section]["watch"] == watch
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [(path.parent.name, path.stem) for path in sorted((ROOT / "configs").glob("*/*.yaml"))],
+)
+def test_every_preset_is_valid_or_says_what_it_needs(group, name, tmp_path):
+    needs = {
+        ("download", "huggingface"): "repo: name the data set",
+        ("download", "url"): "urls: give at least one",
+        ("download", "wandb"): "artifact: name it",
+    }
+    raw = composed(tmp_path, f"{group}={name}", *(["model=moe_200m"] if name == "gpt2" else []))
+    if (group, name) in needs:
+        with pytest.raises(UserError, match=needs[group, name]):
+            params.validate(raw)
+    else:
+        params.validate(raw)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+model.n_experts=4"], "model.n_experts = 4: no such parameter; did you mean model.n_expert?"),
+        (["+trian.x=1"], "did you mean train?"),
+        (["+train.optimizer.learning_rate=1"], "train.optimizer.learning_rate = 1: no such parameter; known: name, lr"),
+        (["model.n_expert=one"], "model.n_expert = 'one': input should be a valid integer"),
+        (["model.n_expert=1"], "model.n_expert_per_token: 2; allowed: 1 to n_expert = 1"),
+        (["model.n_head=3"], "model.n_query_groups = 2: must divide n_head = 3; allowed: 1, 3"),
+        (["model.n_head=6"], "model.n_head: 6 does not divide n_embd = 128; allowed: 1, 2, 4, 8"),
+        (["train.block_size=512"], "train.block_size: 512 is more than the model's context; allowed: 1 to"),
+        (["train.device=cpu", "train.precision=16-mixed"], "train.precision: 16-mixed needs a GPU"),
+        (
+            ["train.device=cuda", "train.strategy=fsdp", "train.optimizer.name=adamw8bit"],
+            "train.strategy: fsdp cuts the blocks that adamw8bit scales",
+        ),
+        (["train.global_batch_size=17"], "train.global_batch_size: 17 is no multiple"),
+        (["download.source=locla"], "download.source = 'locla'; allowed: 'bundled'"),
+        (["download=local", "download.watch='books/*.txt'"], "download.watch: 'books/*.txt' is a glob"),
+        (["train.optimizer.name=adam"], "did you mean adamw?"),
+        (["model.vocab_size=300"], "model.vocab_size: 300 is less than tokenizer.vocab_size"),
+        (["tokenizer.vocab_size=100"], "tokenizer.vocab_size: 100 is too small"),
+        (["evaluate.lm_eval_tasks=[tasks/endings.yaml]"], "-S evaluate.watch=tasks"),
+        (["evaluate.lm_eval_tasks=[tasks/endings.yaml]", "evaluate.watch=tas"], "tas does not hold the task tasks/"),
+        (["evaluate.prompts=[Once,'']"], "evaluate.prompts.1 = ''"),
+        (["evaluate.stride=1000"], "evaluate.stride: 1000; allowed: 1 to train.block_size"),
+    ],
+)
+def test_an_impossible_parameter_is_named_with_its_value_and_what_is_allowed(overrides, words, tmp_path):
+    with pytest.raises(UserError) as error:
+        params.validate(composed(tmp_path, *overrides))
+    assert words in str(error.value)
+
+
+def test_every_key_must_be_there(tmp_path):
+    raw = composed(tmp_path)
+    del raw["train"]["seed"]
+    with pytest.raises(UserError, match=r"train\.seed: missing"):
+        params.validate(raw)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path):
+    with pytest.raises(UserError) as error:
+        params.validate(composed(tmp_path, "+model.n_experts=4", "train.seed=x"))
+    assert "model.n_experts" in str(error.value)
+    assert "train.seed" in str(error.value)
+
+
+@pytest.mark.parametrize("stage", ["download", "clean", "tokenize", "train", "evaluate", "export"])
+def test_every_stage_refuses_a_typo_in_any_section_with_exit_code_2_and_writes_nothing(stage, tmp_path):
+    raw = composed(tmp_path)
+    raw["export"]["dtpye"] = "float32"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    environment = {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", "PATH": ""}
+    run = subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert "export.dtpye = 'float32': no such parameter; did you mean export.dtype?" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize("stage", ["download", "clean", "tokenize", "train", "evaluate", "export"])
+def test_help_needs_no_heavy_import(stage):
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_module('stages.{stage}', run_name='__main__')\n"
+        "except SystemExit as done: assert not done.code, done.code\n"
+        "heavy = {'torch', 'transformers', 'daft', 'wandb', 'litgpt', 'lightning'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "Usage" in run.stdout

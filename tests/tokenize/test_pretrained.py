@@ -1,0 +1,254 @@
+"""Adopted tokenizers: their ids and end marker stay; from folders, files, SentencePiece models and the Hub."""
+
+import hashlib
+import http.server
+import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import tokenizers
+
+from pipeline.errors import UserError
+from pipeline.tokenize import tokenizer
+from pipeline.tokenize import writer as tokens
+from pipeline.tokens.store import TokenStore
+from tests.tokenize.tokenizing import END, ODD, clean_set, settings_for, stories
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clean_set(tmp_path_factory.mktemp("clean"), stories(60))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, clean: Path) -> Path:
+    """Somebody else's tokenizer: its own end marker, a mark of the beginning in its template, truncation."""
+    folder = tmp_path_factory.mktemp("other")
+    tokenizer.build(settings_for("train", end_token="<eos>", special_tokens=["<bos>"]), clean, folder)
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    theirs.post_processor = tokenizers.processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 1)])
+    theirs.enable_truncation(5)
+    theirs.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "LlamaTokenizer", "eos_token": {"content": "<eos>"}, "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+@pytest.mark.parametrize(("asked", "end"), [(END, "<eos>"), ("<bos>", "<bos>")])
+def test_an_adopted_tokenizer_keeps_ids_and_end_and_adds_nothing(
+    other: Path, clean: Path, tmp_path: Path, given: str, asked: str, end: str
+) -> None:
+    from litgpt.tokenizer import Tokenizer as LitGPT
+    from transformers import AutoTokenizer
+
+    path = other if given == "folder" else other / "tokenizer.json"
+    report = tokenizer.build(settings_for("adopt", path=str(path), end_token=asked), clean, tmp_path)
+    assert report["end_token"] == end
+    original = tokenizers.Tokenizer.from_file(str(other / "tokenizer.json"))
+    original.no_truncation()
+    for text in ODD[:4]:
+        ids = original.encode(text, add_special_tokens=False).ids
+        assert tokenizer.load(tmp_path).encode(text).ids == ids
+        assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == ids
+        assert LitGPT(tmp_path).encode(text).tolist() == ids
+
+
+def test_an_adopted_tokenizer_without_an_end_marker_gets_one(other: Path, clean: Path, tmp_path: Path) -> None:
+    shutil.copy(other / "tokenizer.json", tmp_path / "tokenizer.json")
+    report = tokenizer.build(settings_for("adopt", path=str(tmp_path / "tokenizer.json")), clean, tmp_path / "out")
+    size = tokenizer.vocab_size(other)
+    assert (report["end_token"], report["end_id"], report["vocab_size"]) == (END, size, size + 1)
+
+
+def test_an_end_marker_that_text_yields_is_refused(other: Path, clean: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer.end_token = 'a'"):
+        tokenizer.build(settings_for("adopt", path=str(other), end_token="a"), clean, tmp_path)
+
+
+def train_sentencepiece(folder: Path, **how: Any) -> None:
+    """folder/tokenizer.model, of 400 stories."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(stories(400)),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=400,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+        **how,
+    )
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"byte_fallback": True},
+        {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+        {"byte_fallback": False, "add_dummy_prefix": False},
+        {"byte_fallback": True, "split_by_whitespace": False},
+    ],
+    ids=["plain", "as_it_is", "no_prefix", "across_words"],
+)
+def test_an_adopted_sentencepiece_model_gives_its_own_ids(
+    clean: Path, tmp_path: Path, model_type: str, how: dict[str, Any]
+) -> None:
+    train_sentencepiece(tmp_path, model_type=model_type, **how)
+    original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    report = tokenizer.build(settings_for("adopt", path=str(tmp_path)), clean, tmp_path / "out")
+    assert (report["end_token"], report["end_id"]) == ("</s>", original.eos_id())
+    assert report["vocab_size"] == original.vocab_size()
+    encoder = tokenizer.load(tmp_path / "out")
+    for text in [*stories(50, seed=1), *(ODD if how["byte_fallback"] else [])]:
+        ids = original.encode(text)
+        assert encoder.encode(text).ids == ids
+        if original.unk_id() not in ids:  # which SentencePiece decodes to a sign of its own
+            assert encoder.decode(ids) == original.decode(ids)
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
+def test_a_long_document_gives_the_tokens_of_the_whole_though_a_text_begins_with_a_space_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, rule: str
+) -> None:
+    train_sentencepiece(
+        tmp_path,
+        model_type=model_type,
+        normalization_rule_name=rule,
+        remove_extra_whitespaces=rule != "identity",
+        byte_fallback=True,
+    )
+    long = "\n".join(stories(40)) + "  \n \n" + "  ".join(stories(9, seed=2)) + " "
+    clean = clean_set(tmp_path / "clean", ["A fox.", long, "A dog."])
+    asked = settings_for("adopt", path=str(tmp_path))
+    tokenizer.build(asked, clean, tmp_path / "out")
+    monkeypatch.setattr(tokenizer, "PIECE_CHARS", 150)
+    report = tokens.write(asked, tmp_path / "out", clean, tmp_path / "tokens")
+    store = TokenStore(tmp_path / "tokens/train")
+    original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    expected = [token for text in ("A fox.", long, "A dog.") for token in [*original.encode(text), original.eos_id()]]
+    assert store.read(0, store.n_tokens).tolist() == expected
+    assert report["train"]["documents"] == 3
+
+
+def test_what_a_unigram_model_does_not_know_is_counted(tmp_path: Path) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(stories(400)),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=100,
+        model_type="unigram",
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    clean = clean_set(tmp_path / "clean", ["the fox 狐 ran", "a dog"], ["a fox"])
+    asked = settings_for("adopt", path=str(tmp_path))
+    tokenizer.build(asked, clean, tmp_path / "out")
+    report = tokens.write(asked, tmp_path / "out", clean, tmp_path / "tokens")
+    assert report["train"]["unknown_share"] == 1 / report["train"]["tokens"]
+    assert report["val"]["unknown_share"] == 0
+
+
+@pytest.fixture(scope="module")
+def hub(other: Path) -> Iterator[str]:
+    """A stand-in for the Hub: one repository, answered as huggingface.co answers."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self._answer(False)
+
+        def do_GET(self) -> None:
+            self._answer(True)
+
+        def _answer(self, with_body: bool) -> None:
+            asked = re.fullmatch(r"/team/words/resolve/(\w+)/(.+)", self.path)
+            file = other / asked[2] if asked else None
+            problem = None
+            if asked is None:
+                problem = "RepoNotFound"
+            elif asked[1] not in ("main", commit):
+                problem = "RevisionNotFound"
+            elif file is None or not file.is_file():
+                problem = "EntryNotFound"
+            body = b"" if problem or file is None else file.read_bytes()
+            self.send_response(404 if problem else 200)
+            if problem:
+                self.send_header("X-Error-Code", problem)
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_tokenizer_of_the_hub_is_fetched_at_its_revision(
+    hub: str, other: Path, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants as hub_settings
+
+    monkeypatch.setattr(hub_settings, "ENDPOINT", hub)
+    monkeypatch.setattr(hub_settings, "HUGGINGFACE_CO_URL_TEMPLATE", hub + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(hub_settings, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", False)
+
+    report = tokenizer.build(settings_for("adopt", path="team/words", revision="main"), clean, tmp_path / "out")
+    assert report["revision"] == "0123456789abcdef0123456789abcdef01234567"
+    assert report["end_token"] == "<eos>"
+    original = tokenizers.Tokenizer.from_file(str(other / "tokenizer.json"))
+    original.no_truncation()
+    assert tokenizer.load(tmp_path / "out").encode(ODD[0]).ids == original.encode(ODD[0], add_special_tokens=False).ids
+
+    with pytest.raises(UserError, match=r"tokenizer.revision = 'nope': team/words has no such"):
+        tokenizer.build(settings_for("adopt", path="team/words", revision="nope"), clean, tmp_path / "out")
+    with pytest.raises(UserError, match="no such file, folder or Hub repository"):
+        tokenizer.build(settings_for("adopt", path="team/nothing", revision="main"), clean, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["a--b/c..d", "not a name", "one/two/three"])
+def test_what_is_neither_a_file_nor_a_name_of_the_hub(clean: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="no such file or folder, and no Hub id"):
+        tokenizer.build(settings_for("adopt", path=name), clean, tmp_path / "out")
+
+
+def test_without_a_network_the_hub_is_a_clear_error(
+    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants as hub_settings
+
+    monkeypatch.setattr(hub_settings, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="Hugging Face Hub cannot be reached"):
+        tokenizer.build(settings_for("adopt", path="openai-community/gpt2", revision="main"), clean, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", b"{}", "is no tokenizer.json"),
+        ("tokenizer.model", b"\xff\xffnot a model", "is no SentencePiece model"),
+        ("vocab.txt", b"a b c", "holds no tokenizer; looked for"),
+    ],
+)
+def test_a_folder_with_nothing_to_adopt_is_named(
+    clean: Path, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        tokenizer.build(settings_for("adopt", path=str(tmp_path)), clean, tmp_path / "out")
+    assert str(tmp_path) in str(caught.value)

@@ -1,0 +1,194 @@
+"""The tokenizer: lossless, the same on every run, the same ids for whoever loads it."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
+
+from pipeline.errors import UserError
+from pipeline.tokenize import tokenizer
+from tests.tokenize.tokenizing import END, ODD, ROOT, clean_set, settings_for, stories
+
+
+@pytest.fixture(scope="module", params=["train", "bytes", "characters"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp(request.param)
+    clean = clean_set(folder / "clean", [*stories(200), *ODD[:2]])
+    tokenizer.build(settings_for(request.param), clean, folder / "tokenizer")
+    return request.param, folder / "tokenizer"
+
+
+# --- what every kind promises -----------------------------------------------------------------------------------------
+
+
+def test_decoding_gives_back_any_unicode(built: tuple[str, Path]) -> None:
+    encoder = tokenizer.load(built[1])
+    end = tokenizer.end_id(built[1])
+
+    @settings(deadline=None, max_examples=150)
+    @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
+    def round_trip(text: str) -> None:
+        ids = encoder.encode(text, add_special_tokens=False).ids
+        assert encoder.decode(ids) == text
+        assert end not in ids
+
+    round_trip()
+    for text in ODD:
+        ids = encoder.encode(text).ids
+        assert encoder.decode(ids) == text
+        assert end not in ids
+
+
+def test_transformers_and_litgpt_load_it_with_the_same_ids_and_end(built: tuple[str, Path]) -> None:
+    from litgpt.tokenizer import Tokenizer as LitGPT
+    from transformers import AutoTokenizer
+
+    kind, folder = built
+    ours, theirs, lit = tokenizer.load(folder), AutoTokenizer.from_pretrained(folder), LitGPT(folder)
+    end = tokenizer.end_id(folder)
+    assert theirs.eos_token_id == lit.eos_id == end
+    assert theirs.eos_token == END
+    assert len(theirs) == tokenizer.vocab_size(folder)
+    for text in ODD[:4]:
+        ids = ours.encode(text).ids
+        assert theirs(text)["input_ids"] == ids, kind
+        assert lit.encode(text).tolist() == ids, kind
+        assert theirs.decode(ids) == text
+        assert lit.decode(lit.encode(text)) == text
+    assert lit.encode("fox", eos=True).tolist() == [*ours.encode("fox").ids, end]
+
+
+def test_a_prompt_may_hold_the_marker_for_transformers(built: tuple[str, Path]) -> None:
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(built[1])
+    assert theirs(END)["input_ids"] == [tokenizer.end_id(built[1])]
+
+
+# --- kinds ------------------------------------------------------------------------------------------------------------
+
+
+def test_training_gives_the_same_bytes_on_any_threads_hash_seed_and_order(tmp_path: Path) -> None:
+    documents = stories(300)
+    digests = set()
+    for run, (threads, order) in enumerate([("1", 1), ("4", -1)]):
+        clean = clean_set(tmp_path / f"clean{run}", documents[::order])
+        out = tmp_path / f"tokenizer{run}"
+        code = (
+            "import sys; from pathlib import Path; from pipeline import params; from pipeline.corpus import tokenizer\n"
+            "asked = params.Tokenizer.model_validate_json(sys.argv[1])\n"
+            "tokenizer.build(asked, Path(sys.argv[2]), Path(sys.argv[3]))"
+        )
+        asked = settings_for("train").model_dump_json()
+        environment = {**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": str(run)}
+        subprocess.run([sys.executable, "-c", code, asked, clean, out], check=True, cwd=ROOT, env=environment)
+        digests.add(tuple(hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(out.iterdir())))
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("split_digits", "text", "words"),
+    [
+        (True, "In 1984 it", ["In", " ", "1", "9", "8", "4", " it"]),
+        (False, "In 1984 it", ["In", " ", "198", "4", " it"]),
+        (True, "iPhone手机 is好", ["iPhone", "手机", " is", "好"]),
+        (True, "they're 'so' odd", ["they", "'re", " '", "so", "'", " odd"]),
+        (True, "a  b\n\n c", ["a", " ", " b", "\n\n", " c"]),
+        (True, "नमस्ते cafe\u0301!", ["नमस्ते", " cafe\u0301", "!"]),
+    ],
+)
+def test_words_that_merges_stay_within(split_digits: bool, text: str, words: list[str]) -> None:
+    cut = pre_tokenizers.Split(tokenizers.Regex(tokenizer.pattern(split_digits)), "isolated")
+    assert [word for word, _ in cut.pre_tokenize_str(text)] == words
+
+
+def test_bytes_are_their_own_ids(tmp_path: Path) -> None:
+    report = tokenizer.build(settings_for("bytes"), clean_set(tmp_path / "clean", stories(3)), tmp_path / "t")
+    assert tokenizer.load(tmp_path / "t").encode("é\n~").ids == list("é\n~".encode())
+    assert (report["vocab_size"], report["end_id"]) == (257, 256)
+
+
+def test_characters_are_sorted_and_unseen_ones_fall_to_bytes(tmp_path: Path) -> None:
+    report = tokenizer.build(
+        settings_for("characters"), clean_set(tmp_path / "clean", ["abc", "cab d"]), tmp_path / "t"
+    )
+    encoder = tokenizer.load(tmp_path / "t")
+    assert encoder.encode(" abcd").ids == [0, 1, 2, 3, 4]
+    assert report["end_id"] == 5
+    assert report["vocab_size"] == 5 + 1 + 256
+    assert [encoder.id_to_token(i) for i in encoder.encode("aé").ids] == ["a", "<0xC3>", "<0xA9>"]
+
+
+def test_a_vocabulary_larger_than_the_text_supports_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = clean_set(tmp_path / "clean", ["abab abab abab"])
+    report = tokenizer.build(settings_for("train", vocab_size=5000), clean, tmp_path / "t")
+    assert report["vocab_size"] == tokenizer.vocab_size(tmp_path / "t") < 300
+    assert report["vocab_size_asked"] == 5000
+    assert f"5,000 asked, {report['vocab_size']} made" in capsys.readouterr().err
+
+
+def test_a_tokenizer_may_learn_from_a_share_of_the_text(tmp_path: Path) -> None:
+    documents = stories(400)
+    size = sum(map(len, documents))
+    clean = clean_set(tmp_path / "clean", documents)
+    report = tokenizer.build(settings_for("train", train_bytes=size // 2), clean, tmp_path / "t")
+    assert 0.4 * size < report["trained_on"]["bytes"] < 0.6 * size
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no document to train a tokenizer on"):
+        tokenizer.build(settings_for("train"), clean_set(tmp_path / "clean", []), tmp_path / "t")
+    with pytest.raises(UserError, match=r"holds no documents \(\*.parquet\); run: dvc repro clean"):
+        tokenizer.build(settings_for("train"), tmp_path / "nothing", tmp_path / "t")
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    shard = clean_set(tmp_path, stories(300)) / "train/part-00000.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"part-00000\.parquet is damaged after row 0"):
+        list(tokenizer.texts(tmp_path / "train"))
+    pq.write_table(pa.table({"body": ["x"]}), shard)
+    with pytest.raises(UserError, match=r"part-00000\.parquet has no column text; it has: body"):
+        list(tokenizer.texts(tmp_path / "train"))
+    pq.write_table(pa.table({"text": ["x", None]}), shard)
+    with pytest.raises(UserError, match=r"part-00000\.parquet has no text in row 1"):
+        list(tokenizer.texts(tmp_path / "train"))
+
+
+def test_a_folder_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer"):
+        tokenizer.load(tmp_path)
+    with pytest.raises(UserError, match=r"tokenizer_config.json names no eos_token"):
+        tokenizer.end_id(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "bytes", "vocab_size": 300}, "kind: bytes has its own, so allowed: null"),
+        ({"kind": "train", "vocab_size": 200}, "is too small; 256 bytes and the markers need 257"),
+        ({"kind": "train", "path": "gpt2"}, "means nothing with kind: train"),
+        ({"kind": "adopt", "vocab_size": None}, "name the tokenizer to adopt"),
+        ({"special_tokens": [END]}, "each once, not the end_token"),
+        ({"chunk_tokens": 2**30}, "less than or equal to 1073741821"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings_for(**{"kind": "train", **changes})
