@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli.app import hub
+from pipeline.cli import hub
 from pipeline.errors import UserError
 
 TOKEN = "hf_not_a_real_token"
@@ -131,7 +131,7 @@ def pushed(folder: Path, server: ThreadingHTTPServer | None, token: str | None =
     if token:
         environment["HF_TOKEN"] = token
     program = (
-        "import sys; from pathlib import Path; from pipeline.model import hub; from pipeline.errors import UserError\n"
+        "import sys; from pathlib import Path; from pipeline.cli import hub; from pipeline.errors import UserError\n"
         f"try: print(hub.push(Path(sys.argv[1]), 'me/stories', {private}, False))\n"
         "except UserError as error: sys.exit(f'UserError: {error}')"
     )

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import params
-from pipeline.cli.app import compose
+from pipeline.cli.compose import compose
 from pipeline.model import build, checkpoint_folder
 from pipeline.storyteller.stories import stories
 from pipeline.tokenize import tokenizer
@@ -37,7 +37,7 @@ TINY = [
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with params.yaml, data/clean, data/tokenizer, data/tokens and models/litgpt."""
     folder = tmp_path_factory.mktemp("evaluated")
-    compose.compose(folder / "params.yaml", ROOT / "configs", TINY)
+    compose(folder / "params.yaml", ROOT / "configs", TINY)
     parameters = params.load(folder / "params.yaml")
     texts = [story.text for story in stories(200, seed=3)]
     for split, part in (("train", texts[30:]), ("val", texts[:30])):
