@@ -34,7 +34,7 @@ PRESETS: dict[str, list[str]] = {
 # What transformers has for experts; which is fastest depends on the machine, so each is tried for a few steps.
 EXPERTS = ("grouped_mm", "batched_mm", "eager")
 TRIED_STEPS = 6
-CONTENDERS = ("ours", "ours, compiled", "ours, dense twin", "litgpt", "HF Mixtral", "HF Qwen3-MoE")
+CONTENDERS = ("ours", "ours, compiled", "ours, dense baseline", "litgpt", "HF Mixtral", "HF Qwen3-MoE")
 NOTES = """
 litgpt: `litgpt.pretrain.main` with `LLaMAMoE` (it always compiles). Worked around: `measure_flops`, which raises on
 MoE, gives 1; `save_checkpoint`, which parses the command line again, does nothing; `max_steps`, which is not kept, is
@@ -232,8 +232,10 @@ def _ours(name: str, parameters: Any, place: Path, marks: _Marks) -> dict[str, A
 
     if "compiled" in name:
         parameters = parameters.model_copy(update={"train": parameters.train.model_copy(update={"compile": "on"})})
-    if "twin" in name:
-        parameters = parameters.model_copy(update={"model": parameters.model.model_copy(update={"twin": "active"})})
+    if "dense baseline" in name:
+        parameters = parameters.model_copy(
+            update={"model": parameters.model.model_copy(update={"dense_baseline": "active"})}
+        )
     read, micro_batches, asked = data.Samples.__getitems__, accumulation(parameters.train), 0
 
     def noted(self: data.Samples, positions: list[int]) -> Any:

@@ -158,7 +158,7 @@ def _small_layer():  # type: ignore[no-untyped-def]  # (MoE, litgpt.Config); imp
         update={"n_layer": 1, "n_embd": 64, "n_head": 4, "head_size": None, "n_query_groups": 4, "n_expert": 4}
         | {"n_expert_per_token": 2, "moe_intermediate_size": 32, "moe_every": 1, "first_k_dense_replace": 0}
         | {"n_shared_expert": 0, "router": "softmax", "norm_topk_prob": True, "routed_scaling_factor": 1.0}
-        | {"twin": "none", "rope_scaling": None}
+        | {"dense_baseline": "none", "rope_scaling": None}
     )
     torch.manual_seed(0)
     gpt = build(model, 64)

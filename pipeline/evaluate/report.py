@@ -114,7 +114,7 @@ def facts(details: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, li
     splits = [(side, tokenize.get(side, {})) for side in ("train", "val")]
     experts = (
         f"{model['n_expert']} a layer, {model['n_expert_per_token']} for each token"
-        if model["n_expert"] and model["twin"] == "none"
+        if model["n_expert"] and model["dense_baseline"] == "none"
         else "none (dense)"
     )
     parameters, optimizer = train.get("parameters", {}), wanted["optimizer"]

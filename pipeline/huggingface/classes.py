@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def stock_class(model: "Model") -> str:
     """Name of the transformers class that represents this model exactly; ValueError where there is none."""
-    if not model.n_expert or model.twin != "none":
+    if not model.n_expert or model.dense_baseline != "none":
         return "Qwen3ForCausalLM" if model.norm_qk else "LlamaForCausalLM"
     if model.router == "sigmoid":
         if model.n_expert < 2:

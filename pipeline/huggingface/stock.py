@@ -43,7 +43,7 @@ _BIAS = "gate.e_score_correction_bias"
 def stock_config(model: params.Model, intermediate_size: int, vocab_size: int, **ids: int | None) -> PretrainedConfig:
     """The stock class's configuration; `ids` are bos_token_id, eos_token_id and pad_token_id.
 
-    `intermediate_size` is the width of a dense layer as built (a dense twin's is not the one in params).
+    `intermediate_size` is the width of a dense layer as built (a dense baseline's is not the one in params).
     """
     name = stock_class(model)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(model.rope_base)}
@@ -160,7 +160,7 @@ def _model_of(config: PretrainedConfig, place: str) -> params.Model:
         router="sigmoid" if name == "Glm4MoeForCausalLM" else "softmax",
         norm_topk_prob=getattr(config, "norm_topk_prob", True),
         routed_scaling_factor=getattr(config, "routed_scaling_factor", 1.0),
-        twin="none",
+        dense_baseline="none",
     )
     if stock_class(model) != name:
         raise UserError(f"{place}: a {name} in a form that this project writes as {stock_class(model)}; not supported")

@@ -1,4 +1,4 @@
-"""A litgpt GPT from params.Model, with our expert layer put in: mixed dense and MoE, dense twins, document masking.
+"""A litgpt GPT from params.Model, with our expert layer put in: mixed dense and MoE, dense baselines, document masking.
 
     model = build(params.model, vocab_size); logits_BTV = model(idx_BT)
     count(params.model, vocab_size).active         # on the meta device, nothing is allocated
@@ -24,7 +24,7 @@ from pipeline.params import Model
 
 
 def config(model: Model, vocab_size: int) -> Config:
-    """litgpt's config of the model (its twin, if that is asked for) for a tokenizer of `vocab_size` tokens."""
+    """litgpt's config of the model, or of its dense baseline if asked for, for a tokenizer of `vocab_size` tokens."""
     model = resolved(model, vocab_size)
     moe = bool(moe_layers(model))
     sigmoid = moe and model.router == "sigmoid"
@@ -162,8 +162,8 @@ def _initialize(gpt: MoEGPT, seed: int) -> None:
     """Normal, of the spread that keeps activations at about one: 1/sqrt(inputs), and 1/sqrt(C) for the embedding.
 
     What adds to the residual begins at a tenth of that, so that each block at first passes on what it gets; what was
-    measured is in docs/benchmarks.md. Each weight has a stream of its own, named after it, so that a twin shares those
-    it has.
+    measured is in docs/benchmarks.md. Each weight has a stream of its own, named after it, so that a dense baseline
+    shares those it has.
     """
     for name, parameter in gpt.named_parameters():
         if "norm" in name or "ln_f" in name:
@@ -200,7 +200,7 @@ class Count:
 
 
 def count(model: Model, vocab_size: int) -> Count:
-    """Count on the meta device; of the twin, if the model asks for one."""
+    """Count on the meta device; of the dense baseline, if the model asks for one."""
     model = resolved(model, vocab_size)
     gpt = on_meta(model, vocab_size)
     cfg = gpt.config
@@ -217,17 +217,17 @@ def count(model: Model, vocab_size: int) -> Count:
     return Count(total - padding, total - padding - idle, padding, products, cfg.n_layer, cfg.n_head * cfg.head_size)
 
 
-# --- dense twins ------------------------------------------------------------------------------------------------------
+# --- dense baselines --------------------------------------------------------------------------------------------------
 
 
 def resolved(model: Model, vocab_size: int) -> Model:
-    """The model to build: itself, or the dense model with as many active or total parameters as `twin` asks for."""
-    if model.twin == "none":
+    """The model to build: itself, or the dense one that `dense_baseline` asks for, as large in active or total."""
+    if model.dense_baseline == "none":
         return model
-    plain = model.model_copy(update={"twin": "none"})
+    plain = model.model_copy(update={"dense_baseline": "none"})
     if not model.n_expert:
         return plain
-    target = getattr(count(plain, vocab_size), model.twin)
+    target = getattr(count(plain, vocab_size), model.dense_baseline)
 
     def dense(width: int) -> Model:
         return plain.model_copy(update={"n_expert": 0, "n_expert_per_token": 0, "intermediate_size": width})

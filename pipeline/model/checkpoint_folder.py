@@ -161,7 +161,7 @@ def foreign(path: Path) -> tuple[Model, int]:
             router="sigmoid" if sigmoid else "softmax",
             norm_topk_prob=config.norm_topk_prob if sigmoid else True,  # litgpt's softmax router always normalizes
             routed_scaling_factor=config.routed_scaling_factor,
-            twin="none",
+            dense_baseline="none",
         )
     except ValidationError as error:
         raise UserError(f"{path}: {error}") from None

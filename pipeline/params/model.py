@@ -42,7 +42,7 @@ class Model(Section):
     router: Literal["softmax", "sigmoid"] = Field(description="softmax top-k, or sigmoid with a balancing bias")
     norm_topk_prob: bool = Field(description="the weights of a token's experts sum to one")
     routed_scaling_factor: Annotated[float, Field(gt=0)]
-    twin: Literal["none", "active", "total"] = Field(
+    dense_baseline: Literal["none", "active", "total"] = Field(
         description="train the dense model with the same active or total parameters instead"
     )
 

@@ -68,7 +68,9 @@ class Train(Section):
     checkpoint_every: Positive = Field(description="steps between checkpoints to resume from")
     keep_checkpoints: Positive
     num_workers: Annotated[int, Field(ge=0)] = Field(description="processes that read tokens")
-    max_bad_steps: Annotated[int, Field(ge=0)] = Field(description="steps with a loss that is not finite, in a row")
+    max_non_finite_steps: Annotated[int, Field(ge=0)] = Field(
+        description="steps with a loss that is not finite, in a row"
+    )
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

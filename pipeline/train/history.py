@@ -18,7 +18,15 @@ from pipeline.model.routing import RoutingStats
 
 COLUMNS = (
     *("step", "tokens", "seconds", "loss", "val_loss", "lm_loss", "balance_loss", "z_loss", "lr", "grad_norm"),
-    *("tokens_per_second", "mfu", "load_entropy", "max_violation", "dead_experts", "router_confidence", "bad_steps"),
+    *(
+        "tokens_per_second",
+        "mfu",
+        "load_entropy",
+        "max_violation",
+        "dead_experts",
+        "router_confidence",
+        "non_finite_steps",
+    ),
 )
 OF_LAYER = ("load_entropy", "max_violation", "dead_experts", "router_entropy", "confidence")
 

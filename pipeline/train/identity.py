@@ -24,7 +24,7 @@ _FREE = (
     "train.eval_samples",
     "train.checkpoint_every",
     "train.keep_checkpoints",
-    "train.max_bad_steps",
+    "train.max_non_finite_steps",
     "train.routing_gate.",
 )
 _PIPELINE = Path(__file__).parents[1]

@@ -61,7 +61,9 @@ def train(
             console.say(f"train: {huggingface.prove_exportable(params.model, planned.vocab_size)}")
         return begin
 
-    built = build.resolved(params.model, planned.vocab_size)  # of a twin, what it takes; not what it is a twin of
+    built = build.resolved(
+        params.model, planned.vocab_size
+    )  # of a dense baseline, not of the model that it is compared with
     sizes = (built, params.train, planned.count.total, planned.vocab_size, fabric.device)
     try:
         begin = launch.from_rank_zero(fabric, find)
@@ -99,7 +101,7 @@ class _Trainer:
         self.optimizers = optim.build(self.objective, self.config.optimizer, fabric.device)
         self.step = Step(fabric, self.module, self.optimizers, self.config)
         self.gate = Gate(self.config.routing_gate, planned.total_steps)
-        self.done, self.bad_steps, self._elapsed = 0, 0, 0.0
+        self.done, self.non_finite_steps, self._elapsed = 0, 0, 0.0
         self.looked = -1  # the step of the last look at val
         self.last: dict[str, float] = {}  # the latest of each metric
         compiled = self._restore() if begin.checkpoint else None
@@ -180,7 +182,7 @@ class _Trainer:
                 if look or self.done % config.log_every == 0:
                     self._log(lr, self._pause(self._validate) if look else None)
                 elif fabric.device.type == "cpu":  # where looking costs nothing
-                    self._refuse_bad_steps(*self.step.window.bad_in_row())
+                    self._refuse_non_finite_steps(*self.step.window.non_finite_in_row())
                 if fabric.is_global_zero:
                     loss = self.last.get("lm_loss")
                     advance(self.plan.tokens_per_step, f"loss {loss:.3f}" if loss is not None else "")
@@ -245,8 +247,8 @@ class _Trainer:
 
     def _log(self, lr: float, val_loss: float | None) -> None:
         reading: Reading = self.step.window.read(self.fabric)
-        self._refuse_bad_steps(reading.bad_in_row, reading.first_bad)
-        self.bad_steps += reading.bad_steps
+        self._refuse_non_finite_steps(reading.non_finite_in_row, reading.first_non_finite)
+        self.non_finite_steps += reading.non_finite_steps
         now = time.perf_counter()
         rate = reading.steps * self.plan.tokens_per_step / max(1e-9, now - self._window_begun - self._paused)
         self._window_begun, self._paused = now, 0.0
@@ -262,7 +264,7 @@ class _Trainer:
             "grad_norm": reading.grad_norm,
             "tokens_per_second": rate,
             "mfu": rate * self.plan.flops_per_token / (self.peak * self.fabric.world_size),
-            "bad_steps": self.bad_steps,
+            "non_finite_steps": self.non_finite_steps,
         }
         if reading.layers:
             metrics |= {
@@ -279,15 +281,15 @@ class _Trainer:
             self.history.add(known, reading.layers)
         self.gate.look(self.done, reading.layers)
 
-    def _refuse_bad_steps(self, in_row: int, first: int) -> None:
-        if in_row <= self.config.max_bad_steps:
+    def _refuse_non_finite_steps(self, in_row: int, first: int) -> None:
+        if in_row <= self.config.max_non_finite_steps:
             return
         micro = data.positions(self.config, first, self.fabric.global_rank, self.fabric.world_size)
         samples = [int(i) for positions in micro for i in self.plan.samples.index(positions)]
         raise UserError(
             f"the gradient was not finite (nan or inf) in {in_row} steps in a row, from step {first} on "
-            f"(train.max_bad_steps = {self.config.max_bad_steps}); those steps were left out and the checkpoints in "
-            f"{self.begin.folder} are good. Batch of step {first}: samples {samples} of data/tokens/train. "
+            f"(train.max_non_finite_steps = {self.config.max_non_finite_steps}); those steps were left out and the "
+            f"checkpoints in {self.begin.folder} are good. Step {first} read samples {samples} of data/tokens/train. "
             f"Try a lower train.optimizer.lr (now {self.config.optimizer.lr:g}), a longer warm-up, "
             f"train.precision bf16-mixed, or train.optimizer.grad_clip below {self.config.optimizer.grad_clip or 1:g}"
         )
@@ -308,7 +310,7 @@ class _Trainer:
             "peak_flops": {"per_device": self.peak, "origin": self.peak_origin},
             "flops_per_token": self.plan.flops_per_token,
             "parameters": {"total": count.total, "active": count.active},
-            "bad_steps": self.bad_steps,
+            "non_finite_steps": self.non_finite_steps,
             "device": self.fabric.device.type,
             "devices": self.fabric.world_size,
             "precision": self.config.precision,
@@ -346,7 +348,7 @@ class _Trainer:
             "random": generators,
             "gate": self.gate.state(),
             "last": self.last,
-            "bad_steps": self.bad_steps,
+            "non_finite_steps": self.non_finite_steps,
             "compiled": self.compiling.done,
             "elapsed": self.elapsed,
             "looked": self.looked,
@@ -370,7 +372,11 @@ class _Trainer:
         if len(state["random"]) == self.fabric.world_size:
             checkpoint.load_random_state(state["random"][self.fabric.global_rank])
         self.gate.load(state["gate"])
-        self.done, self.last, self.bad_steps = self.begin.checkpoint.step, state["last"], state["bad_steps"]
+        self.done, self.last, self.non_finite_steps = (
+            self.begin.checkpoint.step,
+            state["last"],
+            state["non_finite_steps"],
+        )
         self._elapsed, self.looked = state["elapsed"], state.get("looked", -1)
         return bool(state["compiled"])
 

@@ -97,9 +97,9 @@ class Reading:
     balance: float
     z: float
     grad_norm: float
-    bad_steps: int  # left out because something was not finite
-    bad_in_row: int  # most of them in a row, also across readings
-    first_bad: int  # number of the first step of the latest such row; -1: none
+    non_finite_steps: int  # left out because something was not finite
+    non_finite_in_row: int  # most of them in a row, also across readings
+    first_non_finite: int  # number of the first step of the latest such row; -1: none
     layers: list[RoutingStats]
 
 
@@ -132,7 +132,7 @@ class Window:
         self._row = torch.stack([now, torch.maximum(most, now), first])
         self.steps += 1
 
-    def bad_in_row(self) -> tuple[int, int]:
+    def non_finite_in_row(self) -> tuple[int, int]:
         """How many bad steps stand in a row now, and the first of them; waits for the device."""
         now, _, first = self._row.tolist()
         return int(now), int(first)

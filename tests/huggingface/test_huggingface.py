@@ -55,8 +55,8 @@ STRUCTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {"router": "sigmoid", "routed_scaling_factor": 2.5, "norm_topk_prob": False, "first_k_dense_replace": 1},
     ),
     "sigmoid_stretched": ("Glm4Moe", {"router": "sigmoid", "rope_scaling": STRETCHED, "head_size": 12}),
-    "twin": ("Llama", {"twin": "active"}),
-    "twin_total_qk_norm": ("Qwen3", {"twin": "total", "norm_qk": True}),
+    "dense_baseline": ("Llama", {"dense_baseline": "active"}),
+    "dense_baseline_total_qk_norm": ("Qwen3", {"dense_baseline": "total", "norm_qk": True}),
 }
 PRESETS = sorted(path.stem for path in (ROOT / "configs/model").glob("*.yaml"))
 

@@ -144,12 +144,12 @@ def test_fresh_weights_follow_the_seed_and_have_the_stated_spread(tied: bool) ->
         assert weight.std().item() == pytest.approx(expected, rel=0.1), name
 
 
-def test_a_twin_begins_with_the_weights_it_shares() -> None:
+def test_a_dense_baseline_begins_with_the_weights_it_shares() -> None:
     ours = dict(build.build(tiny(), VOCAB).named_parameters())
-    twin = dict(build.build(tiny(twin="active"), VOCAB).named_parameters())
-    shared = ours.keys() & twin.keys()
+    dense = dict(build.build(tiny(dense_baseline="active"), VOCAB).named_parameters())
+    shared = ours.keys() & dense.keys()
     assert any("attn.qkv" in name for name in shared)
-    assert all(ours[name].equal(twin[name]) for name in shared)
+    assert all(ours[name].equal(dense[name]) for name in shared)
 
 
 def test_tied_embeddings_are_one_tensor_and_dtype_is_as_asked() -> None:
@@ -216,8 +216,8 @@ def test_a_saved_model_comes_back_bit_by_bit(changes: dict[str, Any], tmp_path: 
     assert again(_tokens(1, 9)).equal(gpt(_tokens(1, 9)))
 
 
-def test_a_twin_comes_back_as_the_dense_model_it_is(tmp_path: Path) -> None:
-    gpt = _model(twin="total")
+def test_a_dense_baseline_comes_back_as_the_dense_model_it_is(tmp_path: Path) -> None:
+    gpt = _model(dense_baseline="total")
     checkpoint_folder.save(gpt, tmp_path / "model")
     assert checkpoint_folder.load(tmp_path / "model")(_tokens(1, 9)).equal(gpt(_tokens(1, 9)))
 

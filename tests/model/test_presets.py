@@ -39,10 +39,10 @@ def test_presets_that_were_promised_have_the_promised_size(name: str, total: flo
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("twin", ["active", "total"])
-def test_dense_twins_have_the_size_they_are_named_for(path: Path, twin: str) -> None:
+@pytest.mark.parametrize("baseline", ["active", "total"])
+def test_dense_baselines_have_the_size_they_are_named_for(path: Path, baseline: str) -> None:
     model, vocab_size, _, _ = _read(path)
     counted = build.count(model, vocab_size)
-    dense = build.count(model.model_copy(update={"twin": twin}), vocab_size)
+    dense = build.count(model.model_copy(update={"dense_baseline": baseline}), vocab_size)
     assert dense.total == dense.active
-    assert dense.total == pytest.approx(getattr(counted, twin), rel=0.005)
+    assert dense.total == pytest.approx(getattr(counted, baseline), rel=0.005)

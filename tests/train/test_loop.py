@@ -79,7 +79,7 @@ def test_what_saves_memory_or_time_changes_no_loss(corpus: Path, tmp_path: Path,
         ({"moe_every": 2, "tie_embeddings": False}, {"document_mask": True}),
         ({}, {"precision": "bf16-mixed"}),
         ({}, {"precision": "bf16-true"}),
-        ({"twin": "active"}, {"optimizer_name": "muon"}),
+        ({"dense_baseline": "active"}, {"optimizer_name": "muon"}),
         ({}, {"optimizer_name": "muon"}),
     ],
 )
@@ -90,7 +90,7 @@ def test_every_kind_of_model_and_precision_learns(
     optimizer = {"name": train.pop("optimizer_name", "adamw"), "lr": 0.01}
     report = run(corpus, tmp_path, tiny(model=model, optimizer=optimizer, max_steps=15, **train))
     assert report["loss"] < float(rows(tmp_path)[0]["lm_loss"]) - 0.5
-    assert bool(report["routing"]["layers"]) == (model.get("n_expert") != 0 and model.get("twin") is None)
+    assert bool(report["routing"]["layers"]) == (model.get("n_expert") != 0 and model.get("dense_baseline") is None)
 
 
 def test_wsd_holds_the_peak_and_decays_at_the_end_of_the_run(corpus: Path, tmp_path: Path) -> None:
@@ -141,21 +141,21 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_bad_step_is_left_out_and_the_run_goes_on(
+def test_a_non_finite_step_is_left_out_and_the_run_goes_on(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     spoiled(monkeypatch, {4, 5, 8})
-    report = run(corpus, tmp_path, tiny(max_bad_steps=2, optimizer={"name": optimizer}))
-    assert report["bad_steps"] == 3 and report["steps"] == 12
+    report = run(corpus, tmp_path, tiny(max_non_finite_steps=2, optimizer={"name": optimizer}))
+    assert report["non_finite_steps"] == 3 and report["steps"] == 12
     assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
 
 
-def test_too_many_bad_steps_in_a_row_stop_the_run_with_step_and_batch(
+def test_too_many_non_finite_steps_in_a_row_stop_the_run_with_step_and_batch(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoiled(monkeypatch, set(range(7, 12)))
     with pytest.raises(UserError, match=r"3 steps in a row, from step 7 .* samples \[\d+, .*train\.optimizer\.lr"):
-        run(corpus, tmp_path, tiny(max_bad_steps=2))
+        run(corpus, tmp_path, tiny(max_non_finite_steps=2))
     assert not (tmp_path / "model").exists()
     (folder,) = (tmp_path / "runs").iterdir()
     state = torch.load(sorted(folder.glob("step-*"))[-1] / "state.pt", weights_only=True)

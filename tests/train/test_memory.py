@@ -83,11 +83,11 @@ def test_a_chunked_loss_keeps_the_heads_gradient_in_float32(tmp_path: Path) -> N
     assert head[1] - head[0] == logits[1] - logits[0] + GPT2 * 768 * (4 + 2)
 
 
-def test_a_twins_memory_is_its_own(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dense_baselines_memory_is_its_own(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     original = memory.explained
     monkeypatch.setattr(memory, "explained", lambda model, *rest: seen.append(model) or original(model, *rest))
-    run(corpus, tmp_path, tiny(model={"twin": "active"}, max_steps=1))
+    run(corpus, tmp_path, tiny(model={"dense_baseline": "active"}, max_steps=1))
     assert [moe_layers(model) for model in seen] == [[]] and seen[0].intermediate_size > 64
 
 
