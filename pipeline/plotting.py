@@ -1,0 +1,49 @@
+"""The look of every picture, and the one way to write a PNG: the same numbers give the same bytes.
+
+with style():
+    figure, axes = new(4.2, 2.6, xlabel="tokens", ylabel="loss, nats per token")     # inches
+    axes.plot(tokens, loss, color=FIRST)
+    save(figure, Path("reports/plots/train/loss.png"))
+"""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline.files import written_whole
+
+# FIRST and SECOND are the two series: a contrast of 4.5:1 on white.
+INK, MUTED, LINE, FIRST, SECOND = "#1d2430", "#5b6575", "#d9dee7", "#2a62c9", "#b3541e"
+# fmt: off
+_CJK = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei", "SimHei")
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "pipeline", "font.size": 10, "text.color": INK,
+    "axes.edgecolor": LINE, "axes.labelcolor": MUTED, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.axisbelow": True, "axes.titlesize": 11, "grid.color": LINE, "grid.linewidth": 0.8,
+    "xtick.color": LINE, "ytick.color": LINE, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
+    "legend.frameon": False, "lines.linewidth": 1.8,
+}
+# fmt: on
+
+
+def style() -> AbstractContextManager[None]:
+    """The settings to draw and save under. Chinese letters come from a font that is installed, if there is one."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return mpl.rc_context({**_STYLE, "font.family": ["sans-serif", *(name for name in _CJK if name in installed)]})
+
+
+def new(width: float, height: float, **labels: Any) -> tuple[Figure, Axes]:
+    """A figure of `width` x `height` inches and its axes; labels: xlabel, ylabel, title, xscale, …"""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot(**labels)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG on white, whole or not at all, with no date or version in it."""
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=144, facecolor="white", metadata={"Software": None})
