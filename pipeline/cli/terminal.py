@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 import typer
 
 from pipeline import console, tracking
@@ -21,12 +20,13 @@ from pipeline.errors import UserError
 from pipeline.generate.chat import Chat
 from pipeline.generate.generation import Completion, Generator
 from pipeline.generate.sampling import Sampling
+from pipeline.model.device import resolve
 
 
 @contextmanager
 def opened(checkpoint: str, device: str) -> Iterator[Generator]:
     """The generator of a litgpt or Hugging Face folder, or of a W&B artifact `[entity/project/]name:alias`."""
-    where = _device(device)
+    where = resolve(device, "--device")
     if Path(checkpoint).exists() or ":" not in checkpoint or Path(checkpoint).is_absolute():
         yield Generator.open(checkpoint, where)
         return
@@ -131,15 +131,3 @@ def _speak_utf8() -> None:
     """A terminal that cannot show a character shows a sign in its place, and the text goes on."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} is not to be had here ({reason}); allowed: auto, cpu, cuda, mps") from None
-    return device

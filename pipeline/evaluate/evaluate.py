@@ -22,6 +22,7 @@ from pipeline.files import written_whole
 from pipeline.generate.generation import Generator
 from pipeline.model import checkpoint_folder
 from pipeline.model.build import MoEGPT
+from pipeline.model.device import resolve
 from pipeline.model.layout import moe_layers
 from pipeline.params import Evaluate, Params
 from pipeline.tokens import tokenizer as vocabulary
@@ -75,17 +76,11 @@ def evaluate(
 
 
 def _devices(params: Evaluate) -> list[torch.device]:
-    kind = params.device
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if kind == "cpu" or kind == "mps":
-        if params.devices > 1:
-            raise UserError(f"evaluate.devices: {params.devices} on {kind}; allowed: 1 (more only on device: cuda)")
-        return [torch.device(kind)]
-    found = torch.cuda.device_count()
+    device = resolve(params.device, "evaluate.device")
+    found = torch.cuda.device_count() if device.type == "cuda" else 1
     if params.devices > found:
-        raise UserError(f"evaluate.devices: {params.devices}; {found} CUDA devices are here")
-    return [torch.device("cuda", i) for i in range(params.devices)]
+        raise UserError(f"evaluate.devices: {params.devices} on {device}; allowed here: 1 to {found}")
+    return [torch.device("cuda", i) for i in range(params.devices)] if device.type == "cuda" else [device]
 
 
 def _val_details(val: TokenSet, scores: metrics.Scores, tokenizer: Tokenizer, model: MoEGPT) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.model.device import resolve
 from pipeline.params import Train
 
 T = TypeVar("T")
@@ -19,13 +20,7 @@ T = TypeVar("T")
 
 def device_of(train: Train) -> str:
     """cpu, cuda or mps: `auto` resolved on this machine. Raises UserError for what this machine cannot do."""
-    device = train.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device = 'cuda', but torch sees no CUDA GPU here; allowed: auto, cpu")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("train.device = 'mps', but torch sees no Apple GPU here; allowed: auto, cpu")
+    device = resolve(train.device, "train.device").type
     here = f"train.device = {train.device!r} is {device} here"
     if device == "cuda" and train.devices > torch.cuda.device_count():
         raise UserError(f"train.devices = {train.devices}; allowed: 1 to {torch.cuda.device_count()}, the GPUs here")

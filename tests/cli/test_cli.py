@@ -105,7 +105,7 @@ def test_generate_takes_a_wandb_artifact(checkpoint: Path, tmp_path: Path, monke
         (["--prompt", "word " * 90], "context is 64"),
         (["--prompt", "x", "--top-p", "3"], "top_p = 3.0; allowed"),
         (["--prompt", "x", "--temperature", "-1"], "temperature = -1.0; allowed"),
-        (["--prompt", "x", "--device", "abacus"], "--device abacus"),
+        (["--prompt", "x", "--device", "abacus"], "--device: torch finds no 'abacus'"),
         (["--prompts-file", "absent.txt"], "absent.txt: no such file"),
         (["--prompt", "x", "--checkpoint", "absent"], "absent is no folder"),
         (["--prompt", "x", "--checkpoint", "tests"], "holds no model"),

@@ -178,7 +178,7 @@ def test_loss_scale_halves_on_overflow_and_grows_with_patience(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"device": "cuda"}, "torch sees no CUDA GPU"),
+        ({"device": "cuda"}, "train.device: torch finds no 'cuda'"),
         ({"device": "auto", "precision": "16-mixed"}, "train.precision = '16-mixed' needs a GPU"),
         ({"device": "auto", "optimizer": {"name": "adamw8bit"}}, "adamw8bit' needs CUDA"),
         ({"block_size": 32, "max_steps": 5, "warmup": 50}, "warmup = 50 steps, but the run has 5"),
