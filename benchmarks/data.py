@@ -28,6 +28,7 @@ from pipeline.download import sources
 from pipeline.tokenize import tokenizer
 from pipeline.tokenize import writer as tokens
 from pipeline.tokens.store import TokenStore
+from pipeline.tokens.tokenizer import load
 
 app = typer.Typer(add_completion=False)
 MB = 1e6
@@ -88,7 +89,7 @@ def _cleaning(asked: params.Params, corpus: Path, turns: int) -> Iterator[tuple[
 def _tokenizing(asked: params.Params, work: Path, turns: int) -> Iterator[tuple[str, str, str, str, str]]:
     """`tokens.write`, `encode_batch_fast` on texts that are in memory, litgpt's TextFiles; the same tokenizer."""
     clean, vocabulary = work / "small/clean", work / "tokenizer"
-    encoder = tokenizer.load(vocabulary)
+    encoder = load(vocabulary)
     texts = [text for split in ("train", "val") for batch in tokenizer.texts(clean / split) for text in batch]
     size = sum(len(text.encode()) for text in texts)
 

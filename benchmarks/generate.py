@@ -41,7 +41,7 @@ def main(
         torch.set_num_threads(threads)
     model = checkpoint_folder.load(checkpoint, device, torch.float32)
     generator = Generator(model, checkpoint)
-    generator.end_ids = frozenset()  # every way writes to the full length
+    generator.eos_ids = frozenset()  # every way writes to the full length
     ids = generator.encode(prompt)
     n_new = min(new_tokens, generator.context - len(ids))
     with tempfile.TemporaryDirectory() as folder:

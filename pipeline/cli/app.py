@@ -122,8 +122,10 @@ def import_(
         model = huggingface.from_huggingface(folder, into)
         console.say(f"import: wrote {into}: {model.n_layer} layers of {model.n_embd}, {model.n_expert} experts")
         settings = huggingface.to_continue(model, into)
-        if "tokenizer=adopt" not in settings:
-            console.warn(f"{folder} has no tokenizer; name the model's own: -S tokenizer=adopt -S tokenizer.path=…")
+        if "tokenizer=pretrained" not in settings:
+            console.warn(
+                f"{folder} has no tokenizer; name the model's own: -S tokenizer=pretrained -S tokenizer.path=…"
+            )
         console.say("continue with: uv run dvc exp run " + " ".join(f"-S {shlex.quote(s)}" for s in settings))
 
 

@@ -41,7 +41,7 @@ def evaluate(
     """
     config = params.evaluate
     harness.check(config.lm_eval_tasks)
-    tokenizer, end = vocabulary.load(checkpoint), vocabulary.end_id(checkpoint)
+    tokenizer, end = vocabulary.load(checkpoint), vocabulary.eos_id(checkpoint)
     devices = _devices(config)
     model = checkpoint_folder.load(checkpoint, devices[0])
     generator = Generator(model, checkpoint)

@@ -4,7 +4,7 @@
     summary(scores, n_bytes)           # loss, perplexity, bits per byte, accuracy, calibration error
 
 **What is scored.** A set of n tokens gives n - 1 scores: every token but the first, once each, given the tokens
-before it in its window. Windows cross documents, as they do in training; with `document_end` (the end marker's id)
+before it in its window. Windows cross documents, as they do in training; with `eos_id` (the EOS token's id)
 attention stays within a document, as in training with a document mask.
 
 * Block by block (stride null): window k reads tokens [kT, kT + T) and scores tokens [kT + 1, kT + T], so that a token
@@ -76,7 +76,7 @@ def score(
     window: Window,
     batch_size: int,
     devices: Sequence[torch.device],
-    document_end: int | None = None,
+    eos_id: int | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Scores:
     """Score every token of `tokens_N` (int64, n tokens) but the first; n - 1 scores.
@@ -96,7 +96,7 @@ def score(
     def work(number: int) -> None:
         replica = replicas.get()
         try:
-            results[number] = _score_batch(replica, tokens_N, batches[number], document_end)
+            results[number] = _score_batch(replica, tokens_N, batches[number], eos_id)
         finally:
             replicas.put(replica)
         advance(len(results[number] or ()))
@@ -117,16 +117,14 @@ def _replicas(model: MoEGPT, devices: Sequence[torch.device]) -> "queue.SimpleQu
 
 
 @torch.inference_mode()
-def _score_batch(
-    model: MoEGPT, tokens_N: np.ndarray, spans: list[tuple[int, int, int]], document_end: int | None
-) -> Scores:
+def _score_batch(model: MoEGPT, tokens_N: np.ndarray, spans: list[tuple[int, int, int]], eos_id: int | None) -> Scores:
     device = next(model.parameters()).device
     read_BT = np.stack([tokens_N[begin:end] for begin, end, _ in spans])
     next_BT = np.stack([tokens_N[begin + 1 : end + 1] for begin, end, _ in spans])
     length = read_BT.shape[1]
     scored_BT = np.arange(length)[None, :] >= np.array([first - begin - 1 for begin, _, first in spans])[:, None]
     idx_BT = torch.from_numpy(read_BT).to(device)
-    position_BT, mask = (None, None) if document_end is None else documents(idx_BT, document_end)
+    position_BT, mask = (None, None) if eos_id is None else documents(idx_BT, eos_id)
     with watched_choices(model) as choices:
         x_BTC = model.hidden(idx_BT, position_BT, mask)
     rows = torch.from_numpy(scored_BT).to(device)
@@ -157,7 +155,7 @@ def bits_per_byte(nats: float, n_bytes: int) -> float:
 
 
 def summary(scores: Scores, n_bytes: int) -> dict[str, float]:
-    """The headline figures. `n_bytes`: UTF-8 bytes of the text, end markers not counted (their loss is)."""
+    """The headline figures. `n_bytes`: UTF-8 bytes of the text, EOS tokens not counted (their loss is)."""
     total = float(scores.nats_N.sum(dtype=np.float64))
     return {
         "loss": total / len(scores),

@@ -16,7 +16,7 @@ import numpy as np
 import zstandard
 
 _LEAST_DISCOUNT = 0.01  # the estimate may be 0 or less; then some contexts would leave nothing for new tokens: p = 0
-_SEPARATOR = b"\x00"  # between documents: as much as the end marker tells a model
+_SEPARATOR = b"\x00"  # between documents: as much as the EOS token tells a model
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class _Order:
 class KneserNey:
     """An n-gram language model of a token sequence, in arrays; exact (no hashing), ready for any vocabulary.
 
-    Memory: about 40 bytes for each training token and order. The sequence is taken whole, end markers included, as
+    Memory: about 40 bytes for each training token and order. The sequence is taken whole, EOS tokens included, as
     the transformer sees it: an n-gram may cross the end of a document.
     """
 

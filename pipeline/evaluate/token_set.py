@@ -19,7 +19,7 @@ from pipeline.tokens import store
 
 @dataclass(frozen=True)
 class TokenSet:
-    """D documents as N tokens in a row, the end marker of each included."""
+    """D documents as N tokens in a row, the EOS token of each included."""
 
     tokens_N: np.ndarray  # int64
     starts_D: np.ndarray  # int64, D + 1: where each document begins, and N
@@ -37,7 +37,7 @@ class TokenSet:
 
     @cached_property
     def lengths_D(self) -> np.ndarray:
-        """Tokens of each document, its end marker included."""
+        """Tokens of each document, its EOS token included."""
         return np.diff(self.starts_D)
 
     @cached_property

@@ -219,7 +219,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, words: Tokenizer, folder: Path) -> i
     merges = described["model"].get("merges")
     if described["model"]["type"] != "BPE" or not isinstance(words.decoder, decoders.ByteLevel) or not merges:
         raise UserError(
-            f"{folder}: GGUF takes byte-level BPE tokenizers with merges only (tokenizer.kind: train, or an adopted "
+            f"{folder}: GGUF takes byte-level BPE tokenizers with merges only (tokenizer.kind: train, or a pretrained "
             "one of that kind); set export.gguf: []"
         )
     by_id = {token_id: token for token, token_id in words.get_vocab(with_added_tokens=True).items()}
@@ -271,7 +271,7 @@ def nearest_cut(words: Tokenizer) -> str:
         example = _PROBES[agreeing[best].index(False)]
         console.warn(
             f"GGUF: llama.cpp cuts some text otherwise than this tokenizer ({best} is the nearest); it will give other "
-            f"tokens for text like {example!r}. Where that matters, train with a tokenizer adopted from GPT-2 or Qwen2"
+            f"tokens for text like {example!r}. Where that matters, take GPT-2's or Qwen2's (tokenizer=pretrained)"
         )
     return best
 

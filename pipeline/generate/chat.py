@@ -66,11 +66,11 @@ class Chat:
             if told:
                 self._ids += self._generator.encode("".join(told))
             if ended:
-                self._ids.append(min(self._generator.end_ids))
+                self._ids.append(min(self._generator.eos_ids))
 
     def _next_text(self, text: str, most: int) -> list[int]:
         """The text so far and the new line, without its beginning if that is too much."""
-        going_on = bool(self._ids) and self._ids[-1] not in self._generator.end_ids
+        going_on = bool(self._ids) and self._ids[-1] not in self._generator.eos_ids
         line = self._generator.encode(f"\n{text}" if going_on else text) if text else []
         self._refuse_longer(line, "this line")
         ids = self._ids + line
@@ -110,7 +110,9 @@ class _Template:
         from transformers import AutoTokenizer  # heavy, and base models do without
 
         self._words = AutoTokenizer.from_pretrained(generator.tokenizer_folder, local_files_only=True)
-        self._tokenizer = Tokenizer.from_file(str(generator.tokenizer_folder / "tokenizer.json"))  # obeys markers
+        self._tokenizer = Tokenizer.from_file(
+            str(generator.tokenizer_folder / "tokenizer.json")
+        )  # reads special tokens in a text as such
 
     def ids(self, messages: list[dict[str, str]]) -> list[int]:
         from jinja2 import TemplateError

@@ -37,8 +37,8 @@ _CONTEXT = 6  # tokens before a new one that may change how it is spelt (a space
 class Completion:
     prompt: str
     text: str  # what follows the prompt
-    n_tokens: int  # generated, an end token included
-    finish_reason: Literal["end", "stop", "length"]  # the end token, a stop string, max_new_tokens or a full context
+    n_tokens: int  # generated, an EOS token included
+    finish_reason: Literal["end", "stop", "length"]  # the EOS token, a stop string, max_new_tokens or a full context
 
 
 @dataclass
@@ -53,11 +53,11 @@ class _Row:
     n_tokens: int = 0
     finish_reason: Literal["end", "stop", "length"] | None = None
 
-    def add(self, token: int, end_ids: frozenset[int]) -> None:
+    def add(self, token: int, eos_ids: frozenset[int]) -> None:
         """Take the next token: one more piece of text, perhaps empty, and the reason to finish if there is one."""
         self.n_tokens += 1
         self.room -= 1
-        ended = token in end_ids
+        ended = token in eos_ids
         piece = "" if ended else self.spelling.add(token)
         if (ended or not self.room) and not self.spelling.stopped:
             piece += self.spelling.rest()
@@ -83,7 +83,7 @@ class Generator:
         self.context = model.config.block_size
         self.tokenizer_folder = tokenizer_folder
         self.tokenizer = vocabulary.load(tokenizer_folder)
-        self.end_ids = _end_ids(tokenizer_folder)
+        self.eos_ids = _eos_ids(tokenizer_folder)
         ids = sorted(self.tokenizer.get_vocab(with_added_tokens=True).values())
         if ids[-1] >= (rows := model.config.padded_vocab_size):
             raise UserError(
@@ -91,7 +91,7 @@ class Generator:
                 "take the tokenizer that the model was trained with"
             )
         self._n_vocab = ids[-1] + 1  # rows after it are padding
-        holes = sorted(set(range(self._n_vocab)) - set(ids))  # an adopted vocabulary may have some
+        holes = sorted(set(range(self._n_vocab)) - set(ids))  # a pretrained vocabulary may have some
         self._holes = torch.tensor(holes, device=model.lm_head.weight.device) if holes else None
 
     @classmethod
@@ -138,7 +138,7 @@ class Generator:
         self._room(prompt, self.encode(prompt))
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, markers spelt out; UserError where a character has none."""
+        """The tokens of a text, special tokens spelt out; UserError where a character has none."""
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         unknown = self.tokenizer.token_to_id(getattr(self.tokenizer.model, "unk_token", None) or "")
         written: set[int] = set()
@@ -177,7 +177,7 @@ class Generator:
         for n in range(room):
             token_B = self._choose(logits_BV, seen_BV, uniform_BN[:, n], sampling)
             for row, token in zip(rows, token_B.tolist(), strict=True):
-                row.add(token, self.end_ids)
+                row.add(token, self.eos_ids)
             yield
             alive = [i for i, row in enumerate(rows) if row.finish_reason is None]
             if not alive:
@@ -260,8 +260,8 @@ def _is_huggingface(path: Path) -> bool:
     )
 
 
-def _end_ids(folder: Path) -> frozenset[int]:
-    """The tokenizer's end token, and those that a generation_config.json beside it names; there may be none."""
+def _eos_ids(folder: Path) -> frozenset[int]:
+    """The tokenizer's EOS token, and those that a generation_config.json beside it names; there may be none."""
     ids = {special_ids(folder)["eos_token_id"]}
     path = folder / "generation_config.json"
     if path.is_file():

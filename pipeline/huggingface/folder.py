@@ -201,7 +201,7 @@ def to_continue(model: params.Model, folder: Path) -> list[str]:
 
     settings = [f"train.initial_checkpoint={folder.as_posix()}"]
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        settings += ["tokenizer=adopt", f"tokenizer.path={folder.as_posix()}"]
+        settings += ["tokenizer=pretrained", f"tokenizer.path={folder.as_posix()}"]
     return settings + [f"model.{key}={written(value)}" for key, value in model.model_dump(mode="json").items()]
 
 

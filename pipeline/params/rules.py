@@ -41,7 +41,7 @@ class Params(Section):
                 gguf_architecture(self.model)
             except ValueError as error:
                 raise ValueError(f"model.{error}") from None
-            if self.tokenizer.kind not in ("train", "adopt"):
+            if self.tokenizer.kind not in ("train", "pretrained"):
                 raise ValueError(
                     f"export.gguf: llama.cpp has no tokenizer of kind {self.tokenizer.kind}; take [] or kind: train"
                 )

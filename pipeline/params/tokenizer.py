@@ -9,11 +9,11 @@ from pipeline.params.section import Positive, Section
 
 class Tokenizer(Section):
     watch: str = Field(description="file or folder whose content DVC watches for this stage (see dvc.yaml)")
-    kind: Literal["train", "adopt", "bytes", "characters"]
+    kind: Literal["train", "pretrained", "bytes", "characters"]
     vocab_size: Positive | None = Field(description="tokens to train, special ones included; null unless kind: train")
-    path: str | None = Field(description="kind adopt: folder, tokenizer.json, SentencePiece model or Hub id")
-    revision: str | None = Field(description="kind adopt with a Hub id: its commit, tag or branch")
-    end_token: str = Field(min_length=1, description="marker written after every document")
+    path: str | None = Field(description="kind pretrained: folder, tokenizer.json, SentencePiece model or Hub id")
+    revision: str | None = Field(description="kind pretrained with a Hub id: its commit, tag or branch")
+    eos_token: str = Field(min_length=1, description="special token written after every document")
     special_tokens: list[str] = Field(description="further tokens that text never produces by itself")
     split_digits: bool = Field(description="one token a digit")
     min_frequency: Positive = Field(description="pairs seen less often are not merged")
@@ -29,14 +29,16 @@ class Tokenizer(Section):
         if self.kind == "train" and self.vocab_size is not None:
             least = 256 + 1 + len(self.special_tokens)
             if self.vocab_size < least:
-                raise ValueError(f"vocab_size: {self.vocab_size} is too small; 256 bytes and the markers need {least}")
+                raise ValueError(
+                    f"vocab_size: {self.vocab_size} is too small; 256 bytes and the special tokens need {least}"
+                )
         if self.kind != "train" and self.vocab_size is not None:
             raise ValueError(f"vocab_size: {self.vocab_size}; kind: {self.kind} has its own, so allowed: null")
-        if self.kind == "adopt" and not self.path:
-            raise ValueError("path: name the tokenizer to adopt (folder, tokenizer.json, *.model or Hub id)")
-        if self.kind != "adopt" and (self.path or self.revision):
+        if self.kind == "pretrained" and not self.path:
+            raise ValueError("path: name the pretrained tokenizer (folder, tokenizer.json, *.model or Hub id)")
+        if self.kind != "pretrained" and (self.path or self.revision):
             raise ValueError(f"path: {self.path!r} at {self.revision!r} means nothing with kind: {self.kind}; set null")
-        markers = [self.end_token, *self.special_tokens]
-        if len(set(markers)) < len(markers) or "" in markers:
-            raise ValueError(f"special_tokens: {self.special_tokens}; allowed: not empty, each once, not the end_token")
+        special = [self.eos_token, *self.special_tokens]
+        if len(set(special)) < len(special) or "" in special:
+            raise ValueError(f"special_tokens: {self.special_tokens}; allowed: not empty, each once, not the eos_token")
         return self

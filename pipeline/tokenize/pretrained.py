@@ -1,8 +1,8 @@
 """Tokenizers that exist: a folder, a tokenizer.json, a SentencePiece model, or a repository of the Hugging Face Hub.
 
-    tokenizer, end_token, origin = adopt(params.tokenizer)
+    tokenizer, eos_token, origin = load(params.tokenizer)
 
-What the adopted one would add by itself (a mark of the beginning, padding, truncation) is taken out: documents are
+What it would add by itself (a mark of the beginning, padding, truncation) is taken out: documents are
 written without it, so a model trained here never sees it.
 """
 
@@ -16,23 +16,23 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from pipeline import params
 from pipeline.errors import UserError
-from pipeline.tokens.tokenizer import marker
+from pipeline.tokens.tokenizer import special_token
 
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")  # in order of preference
-_NAMES = ("tokenizer_config.json", "special_tokens_map.json")  # where a folder names its markers
+_NAMES = ("tokenizer_config.json", "special_tokens_map.json")  # where a folder names its special tokens
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 
 
-def adopt(params: params.Tokenizer) -> tuple[Tokenizer, str, dict[str, Any]]:
-    """The tokenizer at `params.path`, its end marker, and where it is from.
+def load(params: params.Tokenizer) -> tuple[Tokenizer, str, dict[str, Any]]:
+    """The tokenizer at `params.path`, its EOS token, and where it is from.
 
-    The end marker is `params.end_token` if the vocabulary has it, else the tokenizer's own; if it has neither,
-    `params.end_token` is added as a new token. Raises UserError where nothing can be loaded, or where ordinary text
-    yields the end marker.
+    The EOS token is `params.eos_token` if the vocabulary has it, else the tokenizer's own; if it has neither,
+    `params.eos_token` is added as a new token. Raises UserError where nothing can be loaded, or where ordinary text
+    yields the EOS token.
     """
-    assert params.path is not None  # the params demand it for kind: adopt
+    assert params.path is not None  # the params demand it for kind: pretrained
     place = Path(params.path).expanduser()
-    origin: dict[str, Any] = {"adopted": params.path}
+    origin: dict[str, Any] = {"pretrained": params.path}
     if not place.exists():
         place, origin["revision"] = _from_hub(params.path, params.revision)
     file = _vocabulary_file(place)
@@ -46,13 +46,13 @@ def adopt(params: params.Tokenizer) -> tuple[Tokenizer, str, dict[str, Any]]:
     tokenizer.no_padding()
     tokenizer.post_processor = None
 
-    candidates = [name for name in (params.end_token, own_end) if name and tokenizer.token_to_id(name) is not None]
-    end_token = candidates[0] if candidates else params.end_token
-    tokenizer.add_special_tokens([end_token, *params.special_tokens])
+    candidates = [name for name in (params.eos_token, own_end) if name and tokenizer.token_to_id(name) is not None]
+    eos_token = candidates[0] if candidates else params.eos_token
+    tokenizer.add_special_tokens([eos_token, *params.special_tokens])
     tokenizer.encode_special_tokens = True
-    if tokenizer.token_to_id(end_token) in tokenizer.encode(end_token, add_special_tokens=False).ids:
-        raise UserError(f"tokenizer.end_token = {end_token!r}: text yields it in {params.path}; name another marker")
-    return tokenizer, end_token, origin
+    if tokenizer.token_to_id(eos_token) in tokenizer.encode(eos_token, add_special_tokens=False).ids:
+        raise UserError(f"tokenizer.eos_token = {eos_token!r}: text yields it in {params.path}; name another token")
+    return tokenizer, eos_token, origin
 
 
 def _vocabulary_file(place: Path) -> Path:
@@ -119,7 +119,7 @@ def _from_hub(repo: str, revision: str | None) -> tuple[Path, str]:
 def _own_end(folder: Path) -> str | None:
     for name in _NAMES:
         try:
-            token = marker(json.loads((folder / name).read_text(encoding="utf-8")), "eos")
+            token = special_token(json.loads((folder / name).read_text(encoding="utf-8")), "eos")
         except (OSError, ValueError, AttributeError):
             continue
         if token is not None:
@@ -141,7 +141,7 @@ _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # SentencePiece.Type
 
 
 def _from_sentencepiece(file: Path) -> tuple[Tokenizer, str | None]:
-    """Convert a SentencePiece model (Kudo & Richardson 2018); return it and its end marker.
+    """Convert a SentencePiece model (Kudo & Richardson 2018); return it and its EOS token.
 
     Ids stay as they are. The normalisation table, byte fallback and the space put before the text are kept.
     """
@@ -199,7 +199,7 @@ def _spaces(tokenizer: Tokenizer, proto: Any) -> None:
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
 
     cuts = []
-    if proto.trainer_spec.model_type == _UNIGRAM:  # tokenizers' looks up all pieces in a text, markers too
+    if proto.trainer_spec.model_type == _UNIGRAM:  # tokenizers' looks up all pieces in a text, special ones too
         cuts.append(_apart(piece.piece for piece in proto.pieces if piece.type not in (_NORMAL, _USER_DEFINED)))
     if not any(re.search("[^▁]▁", piece.piece) for piece in proto.pieces if piece.type == _NORMAL):
         # No piece goes on past the end of a word, so words can be looked up one by one: the same ids, faster.
@@ -210,10 +210,10 @@ def _spaces(tokenizer: Tokenizer, proto: Any) -> None:
     tokenizer.decoder = decoders.Sequence([*back, *([decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else [])])
 
 
-def _apart(markers: Iterable[str]) -> str:
-    """A pattern for the first character of a marker that is spelt out in a text: cut there, it is no marker."""
+def _apart(special: Iterable[str]) -> str:
+    """A pattern for the first character of a special token that is spelt out in a text: cut there, it is text."""
     rests: dict[str, list[str]] = {}
-    for text in markers:
+    for text in special:
         if len(text) > 1:
             rests.setdefault(text[0], []).append(re.escape(text[1:]))
     return "|".join(f"{re.escape(first)}(?=(?:{'|'.join(rest)}))" for first, rest in rests.items()) or r"(?!)"

@@ -1,10 +1,10 @@
-"""The tokenizer: trained on the clean corpus, adopted, or plain bytes or characters; always one folder in the end.
+"""The tokenizer: trained on the clean corpus, pretrained, or plain bytes or characters; in the end one folder.
 
     report = build(params.tokenizer, Path("data/clean"), Path("data/tokenizer"))
     ids = load(Path("data/tokenizer")).encode("Once upon a time").ids
 
 The folder holds tokenizer.json and tokenizer_config.json; `transformers.AutoTokenizer` and `litgpt.Tokenizer` load it
-and give the same ids. Text never yields a marker: "<|endoftext|>" in a document is spelt out in ordinary tokens.
+and give the same ids. Text never yields a special token: "<|endoftext|>" in a document is spelt out in ordinary tokens.
 """
 
 import json
@@ -21,7 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from pipeline import console, params
 from pipeline.errors import UserError
 from pipeline.tokenize import pretrained
-from pipeline.tokens.tokenizer import end_id, load, vocab_size
+from pipeline.tokens.tokenizer import eos_id, load, vocab_size
 
 PIECE_CHARS = 200_000  # a longer document is encoded in pieces
 _BATCH_ROWS = 1024
@@ -40,21 +40,21 @@ def build(params: params.Tokenizer, clean: Path, into: Path) -> dict[str, Any]:
     """
     train = clean / "train"
     origin: dict[str, Any] = {}
-    end_token = params.end_token
-    if params.kind == "adopt":
-        tokenizer, end_token, origin = pretrained.adopt(params)
+    eos_token = params.eos_token
+    if params.kind == "pretrained":
+        tokenizer, eos_token, origin = pretrained.load(params)
     elif params.kind == "train":
         tokenizer, origin = _train(params, train)
     elif params.kind == "bytes":
         tokenizer = _bytes(params)
     else:
         tokenizer = _characters(params, train)
-    _save(tokenizer, end_token, into)
+    _save(tokenizer, eos_token, into)
     return {
         "kind": params.kind,
         "vocab_size": vocab_size(into),
-        "end_token": end_token,
-        "end_id": end_id(into),
+        "eos_token": eos_token,
+        "eos_id": eos_id(into),
         **origin,
         "round_trip": _round_trip(load(into), train),
     }
@@ -195,7 +195,7 @@ def _train(params: params.Tokenizer, train: Path) -> tuple[Tokenizer, dict[str, 
     trainer = trainers.BpeTrainer(
         vocab_size=params.vocab_size,
         min_frequency=params.min_frequency,
-        special_tokens=[params.end_token, *params.special_tokens],
+        special_tokens=[params.eos_token, *params.special_tokens],
         initial_alphabet=sorted(_byte_letters()),
         show_progress=False,
     )
@@ -232,16 +232,16 @@ def _sampled(train: Path, most: int | None, seen: dict[str, int]) -> Iterator[li
 
 
 def _bytes(params: params.Tokenizer) -> Tokenizer:
-    """Token i is byte i; the markers follow."""
+    """Token i is byte i; the special tokens follow."""
     tokenizer = Tokenizer(models.BPE({letter: byte for byte, letter in enumerate(_byte_letters())}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([params.end_token, *params.special_tokens])
+    tokenizer.add_special_tokens([params.eos_token, *params.special_tokens])
     return tokenizer
 
 
 def _characters(params: params.Tokenizer, train: Path) -> Tokenizer:
-    """Characters of the training text by code point, then the markers, then 256 byte tokens.
+    """Characters of the training text by code point, then the special tokens, then 256 byte tokens.
 
     A character that training did not see falls to its UTF-8 bytes, so nothing is lost; `fallback_share` in the
     report says how often. (Published character-level results drop or never meet such characters.)
@@ -253,12 +253,12 @@ def _characters(params: params.Tokenizer, train: Path) -> Tokenizer:
             points = np.frombuffer(joined[start : start + PIECE_CHARS].encode("utf-32-le"), dtype="<u4")
             counts += np.bincount(points, minlength=len(counts))
     characters = [chr(point) for point in np.flatnonzero(counts)]
-    markers = [params.end_token, *params.special_tokens]
-    names = [*characters, *markers, *_BYTE_TOKENS]
+    special = [params.eos_token, *params.special_tokens]
+    names = [*characters, *special, *_BYTE_TOKENS]
     model = models.BPE({name: i for i, name in enumerate(names)}, [], byte_fallback=True)
     tokenizer = Tokenizer(model)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens(markers)
+    tokenizer.add_special_tokens(special)
     return tokenizer
 
 
@@ -272,12 +272,12 @@ def _byte_letters() -> list[str]:
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def _save(tokenizer: Tokenizer, end_token: str, into: Path) -> None:
+def _save(tokenizer: Tokenizer, eos_token: str, into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(into / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # any tokenizer.json as it stands, for AutoTokenizer
-        "eos_token": end_token,
+        "eos_token": eos_token,
         "add_bos_token": False,  # asked for by litgpt, which guesses otherwise
         "clean_up_tokenization_spaces": False,  # or decoding would not give the text back
         "model_max_length": 10**30,  # transformers' own "no limit"

@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.files import written_whole
 from pipeline.tokenize import tokenizer as vocabulary
 from pipeline.tokens.store import DOCUMENTS
-from pipeline.tokens.tokenizer import end_id, load, vocab_size
+from pipeline.tokens.tokenizer import eos_id, load, vocab_size
 
 _BATCH_CHARS = 2_000_000  # encoded at a time: the threads of a smaller batch wait for its last document too often
 _IN_FLIGHT = 3  # batches: one is written while two are encoded
@@ -46,7 +46,7 @@ def write(
     Tokens are uint16 where the vocabulary allows, else int32. Memory does not grow with the corpus. Draws
     `plots`/tokens.png. Raises UserError if a split holds no documents.
     """
-    encoder, end = load(tokenizer), end_id(tokenizer)
+    encoder, end = load(tokenizer), eos_id(tokenizer)
     n_vocab = vocab_size(tokenizer)
     dtype = np.dtype(np.uint16 if n_vocab <= 2**16 else np.int32)
     report: dict[str, Any] = {"vocab_size": n_vocab, "dtype": dtype.name}
@@ -71,8 +71,8 @@ def write(
 
 @dataclass(frozen=True)
 class _Batch:
-    ids: np.ndarray  # int32: tokens of documents, an end marker after each
-    ends: np.ndarray  # int64: where in `ids` a document is over, just past its marker
+    ids: np.ndarray  # int32: tokens of documents, an EOS token after each
+    ends: np.ndarray  # int64: where in `ids` a document is over, just past its EOS token
     n_bytes: int
     n_characters: int
     n_words: int
@@ -224,7 +224,7 @@ class _Tally:
 
     def report(self, encoder: Tokenizer) -> dict[str, Any]:
         n_tokens = int(self.counts.sum())
-        of_text = n_tokens - self.documents  # without the end markers
+        of_text = n_tokens - self.documents  # without the EOS tokens
         foreign = vocabulary.fallback_ids(encoder)
         unknown = vocabulary.unknown_id(encoder)
         order = np.argsort(-self.counts, kind="stable")

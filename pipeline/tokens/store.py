@@ -84,7 +84,7 @@ class TokenStore:
 def documents(folder: Path) -> np.ndarray:
     """Where the documents of data/tokens/{train,val} start: int64 [documents + 1], memory-mapped.
 
-    Document i is tokens [offsets[i], offsets[i + 1]), its end marker included; the order is that of data/clean.
+    Document i is tokens [offsets[i], offsets[i + 1]), its EOS token included; the order is that of data/clean.
     """
     path = folder / DOCUMENTS
     try:

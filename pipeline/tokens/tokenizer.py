@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 
 
 def load(folder: Path) -> Tokenizer:
-    """The tokenizer of `folder`, spelling out markers that stand in a text instead of obeying them."""
+    """The tokenizer of `folder`, spelling out special tokens that stand in a text."""
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exception for an absent or unreadable file
@@ -23,10 +23,10 @@ def load(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def end_id(folder: Path) -> int:
-    """Id of the marker that follows every document."""
+def eos_id(folder: Path) -> int:
+    """Id of the EOS token, which follows every document."""
     path = folder / "tokenizer_config.json"
-    text = marker(settings(folder), "eos")
+    text = special_token(settings(folder), "eos")
     if text is None:
         raise UserError(f"{path} names no eos_token; run: dvc repro tokenize")
     token_id = load(folder).token_to_id(text)
@@ -36,7 +36,7 @@ def end_id(folder: Path) -> int:
 
 
 def vocab_size(folder: Path) -> int:
-    """Rows that an embedding needs: the highest id and one (an adopted vocabulary may have gaps)."""
+    """Rows that an embedding needs: the highest id and one (a pretrained vocabulary may have gaps)."""
     return max(load(folder).get_vocab(with_added_tokens=True).values()) + 1
 
 
@@ -54,7 +54,7 @@ def settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def marker(settings: dict[str, Any], kind: str) -> str | None:
+def special_token(settings: dict[str, Any], kind: str) -> str | None:
     """The text of the bos, eos or pad token: it may be spelt out, be {"content": text, …}, be null or be absent."""
     token = settings.get(f"{kind}_token")
     text = token.get("content") if isinstance(token, dict) else token
@@ -65,5 +65,5 @@ def special_ids(folder: Path) -> dict[str, int | None]:
     """bos_token_id, eos_token_id and pad_token_id; None for one that is not named, or not in the vocabulary."""
     words = Tokenizer.from_file(str(folder / "tokenizer.json"))
     named = settings(folder)
-    texts = {kind: marker(named, kind) for kind in ("bos", "eos", "pad")}
+    texts = {kind: special_token(named, kind) for kind in ("bos", "eos", "pad")}
     return {f"{kind}_token_id": words.token_to_id(text) if text else None for kind, text in texts.items()}

@@ -96,7 +96,7 @@ class _Trainer:
         np.random.seed(self.config.seed % 2**32)
         torch.manual_seed(self.config.seed)
         self.gpt = self._model()
-        self.objective = Objective(self.gpt, self.config, planned.end_id)
+        self.objective = Objective(self.gpt, self.config, planned.eos_id)
         self.module = fabric.setup_module(self.objective)
         self.optimizers = optim.build(self.objective, self.config.optimizer, fabric.device)
         self.step = Step(fabric, self.module, self.optimizers, self.config)

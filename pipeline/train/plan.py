@@ -21,7 +21,7 @@ _MANY_EPOCHS = 4  # beyond, repeated tokens are worth visibly less (Muennighoff 
 @dataclass(frozen=True)
 class Plan:
     vocab_size: int  # of the tokenizer; the model's may be larger
-    end_id: int
+    eos_id: int
     count: build.Count
     samples: Samples
     val: Samples
@@ -60,7 +60,7 @@ def make(params: Params, tokens: Path, tokenizer: Path) -> Plan:
     total_steps, bound = min((n, name) for name, n in steps.items() if n is not None)
     plan = Plan(
         vocab_size=vocab_size,
-        end_id=vocabulary.end_id(tokenizer),
+        eos_id=vocabulary.eos_id(tokenizer),
         count=count,
         samples=samples,
         val=val,

@@ -37,18 +37,18 @@ class Parts(NamedTuple):
 class Objective(nn.Module):
     """What is minimized, as one module, so that DDP and FSDP see each forward of the model."""
 
-    def __init__(self, gpt: MoEGPT, train: Train, end_id: int) -> None:
+    def __init__(self, gpt: MoEGPT, train: Train, eos_id: int) -> None:
         super().__init__()
         self.gpt = gpt
         self.balance = losses.GlobalBatch()
-        self._chunk, self._end_id = train.loss_chunk, end_id if train.document_mask else None
+        self._chunk, self._eos_id = train.loss_chunk, eos_id if train.document_mask else None
         self._weights = (train.balance_coef, train.z_loss_coef)
         self.seen: list[Routing] = []
 
     def forward(self, tokens_BS: Tensor) -> tuple[Tensor, Parts]:
         """What to minimize and its parts; in eval mode the language-model loss alone."""
         idx_BT, target_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
-        layout = (None, None) if self._end_id is None else documents(idx_BT, self._end_id)
+        layout = (None, None) if self._eos_id is None else documents(idx_BT, self._eos_id)
         x_BTC = self.gpt.hidden(idx_BT, *layout)
         lm = losses.cross_entropy(x_BTC, self.gpt.lm_head.weight, target_BT, self._chunk)
         # Right after the forward: activation checkpointing runs it again in backward.

@@ -20,6 +20,7 @@ from pipeline.model import build, checkpoint_folder
 from pipeline.storyteller.stories import stories
 from pipeline.tokenize import tokenizer
 from pipeline.tokenize import writer as tokens
+from pipeline.tokens.tokenizer import vocab_size
 from pipeline.train import loop
 from tests.tracking.wandb_server import ENTITY, WandbServer
 
@@ -36,7 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(table, folder / "clean/train/part-00000.parquet")
     tokenizer.build(parameters.tokenizer.model_copy(update={"vocab_size": 400}), folder / "clean", folder / "tokenizer")
     small = {"n_layer": 2, "n_embd": 32, "intermediate_size": 64, "moe_intermediate_size": 32, "block_size": 64}
-    model = build.build(parameters.model.model_copy(update=small), tokenizer.vocab_size(folder / "tokenizer"))
+    model = build.build(parameters.model.model_copy(update=small), vocab_size(folder / "tokenizer"))
     checkpoint_folder.save(model, folder / "litgpt", folder / "tokenizer")
     return folder / "litgpt"
 

@@ -12,6 +12,7 @@ from pipeline.model import build, checkpoint_folder
 from pipeline.storyteller.stories import stories
 from pipeline.tokenize import tokenizer
 from pipeline.tokenize import writer as tokens
+from pipeline.tokens.tokenizer import vocab_size
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -51,7 +52,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "val"):
         (folder / "data/tokens" / split).mkdir(parents=True)
     tokens.write(parameters.tokenizer, vocabulary, folder / "data/clean", folder / "data/tokens")
-    model = build.build(parameters.model, tokenizer.vocab_size(vocabulary), seed=1)
+    model = build.build(parameters.model, vocab_size(vocabulary), seed=1)
     checkpoint_folder.save(model, folder / "models/litgpt", vocabulary)
     return folder
 

@@ -83,7 +83,7 @@ def test_parts_that_are_switched_off_are_left_out(work: Path, parameters: Params
 
 
 def test_the_sample_of_train_is_whole_documents_spread_over_it(work: Path) -> None:
-    from pipeline.tokenize import tokenizer
+    from pipeline.tokens import tokenizer
 
     folder = work / "data/tokens/train"
     part = token_set.sample(folder, tokenizer.load(work / "data/tokenizer"), 3000)
@@ -93,16 +93,16 @@ def test_the_sample_of_train_is_whole_documents_spread_over_it(work: Path) -> No
     assert everything.texts.index(part.texts[0]) == 0
     assert everything.texts.index(part.texts[-1]) > 0.8 * len(everything.texts)
     ends = part.tokens_N[part.starts_D[1:] - 1]
-    assert len(np.unique(ends)) == 1  # each ends in the marker
+    assert len(np.unique(ends)) == 1  # each ends in the EOS token
 
 
 def test_a_sampled_text_has_its_special_tokens_too(work: Path) -> None:
-    from pipeline.tokenize import tokenizer
+    from pipeline.tokens import tokenizer
 
     folder, words = work / "data/tokens/train", tokenizer.load(work / "data/tokenizer")
     plain = token_set.sample(folder, words, 3000).texts
     assert words.token_to_id("Ġthe") in words.encode(plain[0]).ids
-    words.add_special_tokens(["Ġthe"])  # as an adopted vocabulary may call an ordinary word special
+    words.add_special_tokens(["Ġthe"])  # as a pretrained vocabulary may call an ordinary word special
     assert token_set.sample(folder, words, 3000).texts == plain
 
 

@@ -10,7 +10,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.evaluate import harness
 from pipeline.model.build import MoEGPT
-from pipeline.tokenize import tokenizer as vocabulary
+from pipeline.tokens import tokenizer as vocabulary
 
 pytestmark = pytest.mark.skipif(not harness.installed(), reason="the extra lm-eval is not installed")
 QUESTIONS = [

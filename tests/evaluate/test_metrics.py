@@ -73,7 +73,7 @@ def test_more_devices_and_other_batches_give_the_same(model: MoEGPT, tokens_N: n
 
 def test_a_document_mask_leaves_out_what_came_before_the_document(model: MoEGPT, tokens_N: np.ndarray) -> None:
     end = int(tokens_N[60])
-    scores = score(model, tokens_N, Window(48, None), 3, CPU, document_end=end)
+    scores = score(model, tokens_N, Window(48, None), 3, CPU, eos_id=end)
     exact = copy.deepcopy(model).double().eval()
     for i in [60, 61, 70, 95]:  # the window begins at 48, the document after token 60
         begin = 48 if i == 60 else 61

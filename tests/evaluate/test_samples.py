@@ -11,7 +11,7 @@ from pipeline.evaluate.samples import Told
 from pipeline.generate.generation import Completion, Generator
 from pipeline.model.build import MoEGPT
 from pipeline.params import Params
-from pipeline.tokenize import tokenizer as vocabulary
+from pipeline.tokens import tokenizer as vocabulary
 from pipeline.tokens.store import TokenStore, documents
 
 

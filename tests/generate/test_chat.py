@@ -101,7 +101,7 @@ def test_a_chat_template_makes_the_turns_and_its_markers_count(with_template: Ge
     talk = Chat(with_template, SHORT)
     assert talk.templated
     answer = "".join(talk.say("Hi"))
-    end = min(with_template.end_ids)
+    end = min(with_template.eos_ids)
     begun = [*with_template.encode("user: Hi"), end, *with_template.encode("assistant:")]
     assert answer == "".join(with_template.stream_ids(begun, SHORT))
     "".join(talk.say("Go on"))

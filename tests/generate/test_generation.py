@@ -32,7 +32,8 @@ from pipeline.generate.generation import Generator
 from pipeline.generate.sampling import Sampling
 from pipeline.huggingface.folder import rounded, to_huggingface
 from pipeline.model import build, checkpoint_folder
-from pipeline.tokenize import tokenizer as vocabulary
+from pipeline.tokenize import tokenizer
+from pipeline.tokens import tokenizer as vocabulary
 
 GREEDY = Sampling(temperature=0, max_new_tokens=30)
 PROMPTS = ["Once upon a time", "The", "One day, a little girl named Lily went to the park with her dog and", "A cat"]
@@ -214,7 +215,7 @@ def test_in_bfloat16_it_says_what_the_rounded_weights_say_up_to_rounding(any_kin
             ids = [*ids, int(expected_V.argmax())]
             logits_1V = decoder.step(torch.tensor(ids[-1:]))
     assert np.median(off) < 0.03 and max(off) < 0.3, off  # most by rounding, a few by an expert that was nearly tied
-    half.end_ids = frozenset()
+    half.eos_ids = frozenset()
     completion = half.generate(PROMPTS[:1], GREEDY)[0]
     assert completion.n_tokens == 30
     assert completion.text == "".join(half.stream(PROMPTS[0], GREEDY))
@@ -257,31 +258,31 @@ def test_seeds_make_texts_differ_and_repeat(generator: Generator) -> None:
 
 
 def test_a_full_context_ends_the_text(generator: Generator) -> None:
-    generator_without_end = Generator(generator.model, generator.tokenizer_folder)
-    generator_without_end.end_ids = frozenset()
-    completion = generator_without_end.generate(["Once upon a time"], Sampling(max_new_tokens=10**6))[0]
+    generator_without_eos = Generator(generator.model, generator.tokenizer_folder)
+    generator_without_eos.eos_ids = frozenset()
+    completion = generator_without_eos.generate(["Once upon a time"], Sampling(max_new_tokens=10**6))[0]
     assert completion.finish_reason == "length"
     assert completion.n_tokens == generator.context - len(generator.encode("Once upon a time"))
 
 
-def test_the_end_token_ends_the_text_and_is_not_in_it(generator: Generator) -> None:
+def test_the_eos_token_ends_the_text_and_is_not_in_it(generator: Generator) -> None:
     free = Generator(generator.model, generator.tokenizer_folder)
-    free.end_ids = frozenset()
+    free.eos_ids = frozenset()
     text = free.generate(["Once upon a time"], GREEDY)[0].text
-    free.end_ids = frozenset(generator.encode(text[-3:])[-1:])
+    free.eos_ids = frozenset(generator.encode(text[-3:])[-1:])
     completion = free.generate(["Once upon a time"], GREEDY)[0]
     assert completion.finish_reason == "end"
     assert text.startswith(completion.text) and len(completion.text) < len(text)
 
 
-def test_an_end_token_of_the_generation_settings_counts_too(generator: Generator, tmp_path: Path) -> None:
+def test_an_eos_token_of_the_generation_settings_counts_too(generator: Generator, tmp_path: Path) -> None:
     folder = shutil.copytree(generator.tokenizer_folder, tmp_path / "litgpt")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
-    assert Generator.open(folder).end_ids == generator.end_ids | {7, 9}
+    assert Generator.open(folder).eos_ids == generator.eos_ids | {7, 9}
 
 
 @pytest.mark.parametrize("end", [{"content": "<|endoftext|>", "lstrip": False}, None])
-def test_a_hub_folder_may_spell_its_end_token_as_an_object_or_have_none(
+def test_a_hub_folder_may_spell_its_eos_token_as_an_object_or_have_none(
     generator: Generator, tmp_path: Path, end: object
 ) -> None:
     to_huggingface(generator.model, generator.tokenizer_folder, tmp_path / "hf", "float32", 10**9)
@@ -289,7 +290,7 @@ def test_a_hub_folder_may_spell_its_end_token_as_an_object_or_have_none(
     path = tmp_path / "hf/tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": end}))
     found = Generator.open(tmp_path / "hf")
-    assert found.end_ids == (generator.end_ids if end else frozenset())
+    assert found.eos_ids == (generator.eos_ids if end else frozenset())
     assert found.generate(["Once"], Sampling(max_new_tokens=3))[0].n_tokens <= 3
     path.write_text("[")
     with pytest.raises(UserError, match=r"tokenizer_config\.json is no JSON"):
@@ -315,7 +316,7 @@ def test_rows_of_the_embedding_without_a_token_are_never_chosen(
 def byte_words(tmp_path_factory: pytest.TempPathFactory, parameters: params.Params, work: Path) -> Tokenizer:
     folder = tmp_path_factory.mktemp("bytes")
     kind = parameters.tokenizer.model_copy(update={"kind": "bytes", "vocab_size": None})
-    vocabulary.build(kind, work / "data/clean", folder)
+    tokenizer.build(kind, work / "data/clean", folder)
     return vocabulary.load(folder)
 
 

@@ -113,7 +113,7 @@ def test_a_document_does_not_see_its_neighbours(lengths: list[int]) -> None:
 
 
 def test_positions_and_mask_of_documents() -> None:
-    position_BT, mask = documents(torch.tensor([[5, 9, 9, 4, 4], [1, 2, 3, 4, 9]]), end_id=9)
+    position_BT, mask = documents(torch.tensor([[5, 9, 9, 4, 4], [1, 2, 3, 4, 9]]), eos_id=9)
     assert position_BT.tolist() == [[0, 1, 0, 0, 1], [0, 1, 2, 3, 4]]
     assert mask[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1],

@@ -33,8 +33,8 @@ def test_the_committed_file_is_what_the_configs_compose(tmp_path):
         (["clean.decontaminate=[]"], "clean", "configs/clean/default.yaml"),
         (["clean.decontaminate=[tests/conftest.py]"], "clean", "tests/conftest.py"),
         (["clean.decontaminate=[tests/conftest.py,tests/corpus/serving.py]"], "clean", "tests"),
-        (["tokenizer=adopt", "tokenizer.path=LICENSE"], "tokenizer", "LICENSE"),
-        (["tokenizer=adopt", "tokenizer.path=owner/name"], "tokenizer", "configs/tokenizer/adopt.yaml"),
+        (["tokenizer=pretrained", "tokenizer.path=LICENSE"], "tokenizer", "LICENSE"),
+        (["tokenizer=pretrained", "tokenizer.path=owner/name"], "tokenizer", "configs/tokenizer/pretrained.yaml"),
         (["tokenizer=gpt2"], "tokenizer", "configs/tokenizer/gpt2.yaml"),
     ],
 )

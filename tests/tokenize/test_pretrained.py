@@ -1,4 +1,4 @@
-"""Adopted tokenizers: their ids and end marker stay; from folders, files, SentencePiece models and the Hub."""
+"""Pretrained tokenizers: their ids and EOS token stay; from folders, files, SentencePiece models and the Hub."""
 
 import hashlib
 import http.server
@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.tokenize import tokenizer
 from pipeline.tokenize import writer as tokens
 from pipeline.tokens.store import TokenStore
+from pipeline.tokens.tokenizer import load, vocab_size
 from tests.tokenize.tokenizing import END, ODD, clean_set, settings_for, stories
 
 
@@ -28,9 +29,9 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory, clean: Path) -> Path:
-    """Somebody else's tokenizer: its own end marker, a mark of the beginning in its template, truncation."""
+    """Somebody else's tokenizer: its own EOS token, a mark of the beginning in its template, truncation."""
     folder = tmp_path_factory.mktemp("other")
-    tokenizer.build(settings_for("train", end_token="<eos>", special_tokens=["<bos>"]), clean, folder)
+    tokenizer.build(settings_for("train", eos_token="<eos>", special_tokens=["<bos>"]), clean, folder)
     theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     theirs.post_processor = tokenizers.processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 1)])
     theirs.enable_truncation(5)
@@ -42,34 +43,34 @@ def other(tmp_path_factory: pytest.TempPathFactory, clean: Path) -> Path:
 
 @pytest.mark.parametrize("given", ["folder", "file"])
 @pytest.mark.parametrize(("asked", "end"), [(END, "<eos>"), ("<bos>", "<bos>")])
-def test_an_adopted_tokenizer_keeps_ids_and_end_and_adds_nothing(
+def test_a_pretrained_tokenizer_keeps_ids_and_eos_and_adds_nothing(
     other: Path, clean: Path, tmp_path: Path, given: str, asked: str, end: str
 ) -> None:
     from litgpt.tokenizer import Tokenizer as LitGPT
     from transformers import AutoTokenizer
 
     path = other if given == "folder" else other / "tokenizer.json"
-    report = tokenizer.build(settings_for("adopt", path=str(path), end_token=asked), clean, tmp_path)
-    assert report["end_token"] == end
+    report = tokenizer.build(settings_for("pretrained", path=str(path), eos_token=asked), clean, tmp_path)
+    assert report["eos_token"] == end
     original = tokenizers.Tokenizer.from_file(str(other / "tokenizer.json"))
     original.no_truncation()
     for text in ODD[:4]:
         ids = original.encode(text, add_special_tokens=False).ids
-        assert tokenizer.load(tmp_path).encode(text).ids == ids
+        assert load(tmp_path).encode(text).ids == ids
         assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == ids
         assert LitGPT(tmp_path).encode(text).tolist() == ids
 
 
-def test_an_adopted_tokenizer_without_an_end_marker_gets_one(other: Path, clean: Path, tmp_path: Path) -> None:
+def test_a_pretrained_tokenizer_without_an_eos_token_gets_one(other: Path, clean: Path, tmp_path: Path) -> None:
     shutil.copy(other / "tokenizer.json", tmp_path / "tokenizer.json")
-    report = tokenizer.build(settings_for("adopt", path=str(tmp_path / "tokenizer.json")), clean, tmp_path / "out")
-    size = tokenizer.vocab_size(other)
-    assert (report["end_token"], report["end_id"], report["vocab_size"]) == (END, size, size + 1)
+    report = tokenizer.build(settings_for("pretrained", path=str(tmp_path / "tokenizer.json")), clean, tmp_path / "out")
+    size = vocab_size(other)
+    assert (report["eos_token"], report["eos_id"], report["vocab_size"]) == (END, size, size + 1)
 
 
-def test_an_end_marker_that_text_yields_is_refused(other: Path, clean: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"tokenizer.end_token = 'a'"):
-        tokenizer.build(settings_for("adopt", path=str(other), end_token="a"), clean, tmp_path)
+def test_an_eos_token_that_text_yields_is_refused(other: Path, clean: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer.eos_token = 'a'"):
+        tokenizer.build(settings_for("pretrained", path=str(other), eos_token="a"), clean, tmp_path)
 
 
 def train_sentencepiece(folder: Path, **how: Any) -> None:
@@ -96,15 +97,15 @@ def train_sentencepiece(folder: Path, **how: Any) -> None:
     ],
     ids=["plain", "as_it_is", "no_prefix", "across_words"],
 )
-def test_an_adopted_sentencepiece_model_gives_its_own_ids(
+def test_a_pretrained_sentencepiece_model_gives_its_own_ids(
     clean: Path, tmp_path: Path, model_type: str, how: dict[str, Any]
 ) -> None:
     train_sentencepiece(tmp_path, model_type=model_type, **how)
     original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
-    report = tokenizer.build(settings_for("adopt", path=str(tmp_path)), clean, tmp_path / "out")
-    assert (report["end_token"], report["end_id"]) == ("</s>", original.eos_id())
+    report = tokenizer.build(settings_for("pretrained", path=str(tmp_path)), clean, tmp_path / "out")
+    assert (report["eos_token"], report["eos_id"]) == ("</s>", original.eos_id())
     assert report["vocab_size"] == original.vocab_size()
-    encoder = tokenizer.load(tmp_path / "out")
+    encoder = load(tmp_path / "out")
     for text in [*stories(50, seed=1), *(ODD if how["byte_fallback"] else [])]:
         ids = original.encode(text)
         assert encoder.encode(text).ids == ids
@@ -126,7 +127,7 @@ def test_a_long_document_gives_the_tokens_of_the_whole_though_a_text_begins_with
     )
     long = "\n".join(stories(40)) + "  \n \n" + "  ".join(stories(9, seed=2)) + " "
     clean = clean_set(tmp_path / "clean", ["A fox.", long, "A dog."])
-    asked = settings_for("adopt", path=str(tmp_path))
+    asked = settings_for("pretrained", path=str(tmp_path))
     tokenizer.build(asked, clean, tmp_path / "out")
     monkeypatch.setattr(tokenizer, "PIECE_CHARS", 150)
     report = tokens.write(asked, tmp_path / "out", clean, tmp_path / "tokens")
@@ -148,7 +149,7 @@ def test_what_a_unigram_model_does_not_know_is_counted(tmp_path: Path) -> None:
         minloglevel=2,
     )
     clean = clean_set(tmp_path / "clean", ["the fox 狐 ran", "a dog"], ["a fox"])
-    asked = settings_for("adopt", path=str(tmp_path))
+    asked = settings_for("pretrained", path=str(tmp_path))
     tokenizer.build(asked, clean, tmp_path / "out")
     report = tokens.write(asked, tmp_path / "out", clean, tmp_path / "tokens")
     assert report["train"]["unknown_share"] == 1 / report["train"]["tokens"]
@@ -207,23 +208,23 @@ def test_a_tokenizer_of_the_hub_is_fetched_at_its_revision(
     monkeypatch.setattr(hub_settings, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", False)
 
-    report = tokenizer.build(settings_for("adopt", path="team/words", revision="main"), clean, tmp_path / "out")
+    report = tokenizer.build(settings_for("pretrained", path="team/words", revision="main"), clean, tmp_path / "out")
     assert report["revision"] == "0123456789abcdef0123456789abcdef01234567"
-    assert report["end_token"] == "<eos>"
+    assert report["eos_token"] == "<eos>"
     original = tokenizers.Tokenizer.from_file(str(other / "tokenizer.json"))
     original.no_truncation()
-    assert tokenizer.load(tmp_path / "out").encode(ODD[0]).ids == original.encode(ODD[0], add_special_tokens=False).ids
+    assert load(tmp_path / "out").encode(ODD[0]).ids == original.encode(ODD[0], add_special_tokens=False).ids
 
     with pytest.raises(UserError, match=r"tokenizer.revision = 'nope': team/words has no such"):
-        tokenizer.build(settings_for("adopt", path="team/words", revision="nope"), clean, tmp_path / "out")
+        tokenizer.build(settings_for("pretrained", path="team/words", revision="nope"), clean, tmp_path / "out")
     with pytest.raises(UserError, match="no such file, folder or Hub repository"):
-        tokenizer.build(settings_for("adopt", path="team/nothing", revision="main"), clean, tmp_path / "out")
+        tokenizer.build(settings_for("pretrained", path="team/nothing", revision="main"), clean, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["a--b/c..d", "not a name", "one/two/three"])
 def test_what_is_neither_a_file_nor_a_name_of_the_hub(clean: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="no such file or folder, and no Hub id"):
-        tokenizer.build(settings_for("adopt", path=name), clean, tmp_path / "out")
+        tokenizer.build(settings_for("pretrained", path=name), clean, tmp_path / "out")
 
 
 def test_without_a_network_the_hub_is_a_clear_error(
@@ -234,7 +235,9 @@ def test_without_a_network_the_hub_is_a_clear_error(
     monkeypatch.setattr(hub_settings, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="Hugging Face Hub cannot be reached"):
-        tokenizer.build(settings_for("adopt", path="openai-community/gpt2", revision="main"), clean, tmp_path / "out")
+        tokenizer.build(
+            settings_for("pretrained", path="openai-community/gpt2", revision="main"), clean, tmp_path / "out"
+        )
 
 
 @pytest.mark.parametrize(
@@ -245,10 +248,10 @@ def test_without_a_network_the_hub_is_a_clear_error(
         ("vocab.txt", b"a b c", "holds no tokenizer; looked for"),
     ],
 )
-def test_a_folder_with_nothing_to_adopt_is_named(
+def test_a_folder_without_a_tokenizer_is_named(
     clean: Path, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        tokenizer.build(settings_for("adopt", path=str(tmp_path)), clean, tmp_path / "out")
+        tokenizer.build(settings_for("pretrained", path=str(tmp_path)), clean, tmp_path / "out")
     assert str(tmp_path) in str(caught.value)

@@ -17,6 +17,7 @@ from tokenizers import pre_tokenizers
 
 from pipeline.errors import UserError
 from pipeline.tokenize import tokenizer
+from pipeline.tokens.tokenizer import eos_id, load, vocab_size
 from tests.tokenize.tokenizing import END, ODD, ROOT, clean_set, settings_for, stories
 
 
@@ -32,8 +33,8 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_decoding_gives_back_any_unicode(built: tuple[str, Path]) -> None:
-    encoder = tokenizer.load(built[1])
-    end = tokenizer.end_id(built[1])
+    encoder = load(built[1])
+    end = eos_id(built[1])
 
     @settings(deadline=None, max_examples=150)
     @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
@@ -54,11 +55,11 @@ def test_transformers_and_litgpt_load_it_with_the_same_ids_and_end(built: tuple[
     from transformers import AutoTokenizer
 
     kind, folder = built
-    ours, theirs, lit = tokenizer.load(folder), AutoTokenizer.from_pretrained(folder), LitGPT(folder)
-    end = tokenizer.end_id(folder)
+    ours, theirs, lit = load(folder), AutoTokenizer.from_pretrained(folder), LitGPT(folder)
+    end = eos_id(folder)
     assert theirs.eos_token_id == lit.eos_id == end
     assert theirs.eos_token == END
-    assert len(theirs) == tokenizer.vocab_size(folder)
+    assert len(theirs) == vocab_size(folder)
     for text in ODD[:4]:
         ids = ours.encode(text).ids
         assert theirs(text)["input_ids"] == ids, kind
@@ -68,11 +69,11 @@ def test_transformers_and_litgpt_load_it_with_the_same_ids_and_end(built: tuple[
     assert lit.encode("fox", eos=True).tolist() == [*ours.encode("fox").ids, end]
 
 
-def test_a_prompt_may_hold_the_marker_for_transformers(built: tuple[str, Path]) -> None:
+def test_a_prompt_may_hold_a_special_token_for_transformers(built: tuple[str, Path]) -> None:
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(built[1])
-    assert theirs(END)["input_ids"] == [tokenizer.end_id(built[1])]
+    assert theirs(END)["input_ids"] == [eos_id(built[1])]
 
 
 # --- kinds ------------------------------------------------------------------------------------------------------------
@@ -85,7 +86,8 @@ def test_training_gives_the_same_bytes_on_any_threads_hash_seed_and_order(tmp_pa
         clean = clean_set(tmp_path / f"clean{run}", documents[::order])
         out = tmp_path / f"tokenizer{run}"
         code = (
-            "import sys; from pathlib import Path; from pipeline import params; from pipeline.corpus import tokenizer\n"
+            "import sys; from pathlib import Path; from pipeline import params\n"
+            "from pipeline.tokenize import tokenizer\n"
             "asked = params.Tokenizer.model_validate_json(sys.argv[1])\n"
             "tokenizer.build(asked, Path(sys.argv[2]), Path(sys.argv[3]))"
         )
@@ -114,17 +116,17 @@ def test_words_that_merges_stay_within(split_digits: bool, text: str, words: lis
 
 def test_bytes_are_their_own_ids(tmp_path: Path) -> None:
     report = tokenizer.build(settings_for("bytes"), clean_set(tmp_path / "clean", stories(3)), tmp_path / "t")
-    assert tokenizer.load(tmp_path / "t").encode("é\n~").ids == list("é\n~".encode())
-    assert (report["vocab_size"], report["end_id"]) == (257, 256)
+    assert load(tmp_path / "t").encode("é\n~").ids == list("é\n~".encode())
+    assert (report["vocab_size"], report["eos_id"]) == (257, 256)
 
 
 def test_characters_are_sorted_and_unseen_ones_fall_to_bytes(tmp_path: Path) -> None:
     report = tokenizer.build(
         settings_for("characters"), clean_set(tmp_path / "clean", ["abc", "cab d"]), tmp_path / "t"
     )
-    encoder = tokenizer.load(tmp_path / "t")
+    encoder = load(tmp_path / "t")
     assert encoder.encode(" abcd").ids == [0, 1, 2, 3, 4]
-    assert report["end_id"] == 5
+    assert report["eos_id"] == 5
     assert report["vocab_size"] == 5 + 1 + 256
     assert [encoder.id_to_token(i) for i in encoder.encode("aé").ids] == ["a", "<0xC3>", "<0xA9>"]
 
@@ -134,7 +136,7 @@ def test_a_vocabulary_larger_than_the_text_supports_is_a_warning(
 ) -> None:
     clean = clean_set(tmp_path / "clean", ["abab abab abab"])
     report = tokenizer.build(settings_for("train", vocab_size=5000), clean, tmp_path / "t")
-    assert report["vocab_size"] == tokenizer.vocab_size(tmp_path / "t") < 300
+    assert report["vocab_size"] == vocab_size(tmp_path / "t") < 300
     assert report["vocab_size_asked"] == 5000
     assert f"5,000 asked, {report['vocab_size']} made" in capsys.readouterr().err
 
@@ -173,19 +175,19 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer"):
-        tokenizer.load(tmp_path)
+        load(tmp_path)
     with pytest.raises(UserError, match=r"tokenizer_config.json names no eos_token"):
-        tokenizer.end_id(tmp_path)
+        eos_id(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"kind": "bytes", "vocab_size": 300}, "kind: bytes has its own, so allowed: null"),
-        ({"kind": "train", "vocab_size": 200}, "is too small; 256 bytes and the markers need 257"),
+        ({"kind": "train", "vocab_size": 200}, "is too small; 256 bytes and the special tokens need 257"),
         ({"kind": "train", "path": "gpt2"}, "means nothing with kind: train"),
-        ({"kind": "adopt", "vocab_size": None}, "name the tokenizer to adopt"),
-        ({"special_tokens": [END]}, "each once, not the end_token"),
+        ({"kind": "pretrained", "vocab_size": None}, "name the pretrained tokenizer"),
+        ({"special_tokens": [END]}, "each once, not the eos_token"),
         ({"chunk_tokens": 2**30}, "less than or equal to 1073741821"),
     ],
 )

@@ -27,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.tokenize import tokenizer
 from pipeline.tokenize import writer as tokens
 from pipeline.tokens.store import TokenStore, documents
+from pipeline.tokens.tokenizer import eos_id, load, vocab_size
 
 ROOT = Path(__file__).parents[2]
 STORIES = [f"Once upon a time there were {n} foxes.\n\nFox {n * n} said: good day, 你好!\n" for n in range(400)]
@@ -74,8 +75,8 @@ def large_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
-def test_every_document_is_there_in_order_and_ends_with_the_marker(small: Path) -> None:
-    encoder, end = tokenizer.load(small / "tokenizer"), tokenizer.end_id(small / "tokenizer")
+def test_every_document_is_there_in_order_and_ends_with_the_eos_token(small: Path) -> None:
+    encoder, end = load(small / "tokenizer"), eos_id(small / "tokenizer")
     store, offsets = TokenStore(small / "tokens/train"), documents(small / "tokens/train")
     everything = store.read(0, store.n_tokens)
     assert offsets[0] == 0
@@ -131,8 +132,8 @@ def test_an_unknown_token_is_counted(tmp_path: Path) -> None:
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"fox": 0, "<unk>": 1}, unk_token="<unk>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     words.save(str(tmp_path / "tokenizer.json"))
-    adopted = {"kind": "adopt", "vocab_size": None, "path": str(tmp_path / "tokenizer.json")}
-    report = token_set(tmp_path, ["fox and fox", "and"], ["fox"], **adopted)
+    pretrained = {"kind": "pretrained", "vocab_size": None, "path": str(tmp_path / "tokenizer.json")}
+    report = token_set(tmp_path, ["fox and fox", "and"], ["fox"], **pretrained)
     assert report["train"]["unknown_share"] == 2 / 6
     assert report["val"]["unknown_share"] == 0
 
@@ -141,7 +142,8 @@ def test_the_files_are_the_same_on_any_threads_and_from_any_cut_of_the_input(sma
     shards(tmp_path / "train", [*STORIES, *ODD], shards=3, rows=7)
     shards(tmp_path / "val", STORIES[:7], rows=1)
     code = (
-        "import sys; from pathlib import Path; from pipeline import params; from pipeline.corpus import tokens\n"
+        "import sys; from pathlib import Path; from pipeline import params\n"
+        "from pipeline.tokenize import writer as tokens\n"
         "asked = params.Tokenizer.model_validate_json(sys.argv[1])\n"
         "tokens._BATCH_CHARS = 3000\n"
         "tokens.write(asked, *map(Path, sys.argv[2:]))"
@@ -179,7 +181,7 @@ def test_a_long_document_cut_in_pieces_gives_the_tokens_of_the_whole(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenizer, "PIECE_CHARS", 200)
-    encoder = tokenizer.load(small / "tokenizer")
+    encoder = load(small / "tokenizer")
     long = "".join(STORIES[:100]) + "\n\n \n\tindented\n" * 50
     pieces = [piece for piece, _ in tokenizer.pieces(long)]
     assert len(pieces) > 30
@@ -213,7 +215,7 @@ def test_litdata_reads_the_tokens_that_were_written(which: str, request: pytest.
     assert len(streamed) == len(blocks)
     for i, at in enumerate(blocks):
         assert np.array_equal(np.asarray(streamed[i]), store.read(at, at + 50))
-    encoder, end = tokenizer.load(folder / "tokenizer"), tokenizer.end_id(folder / "tokenizer")
+    encoder, end = load(folder / "tokenizer"), eos_id(folder / "tokenizer")
     texts = [text for batch in tokenizer.texts(folder / "clean/train") for text in batch]
     ids = [token_id for text in texts for token_id in [*encoder.encode(text).ids, end]]
     assert store.read(0, store.n_tokens).tolist() == ids
@@ -363,6 +365,6 @@ def test_the_stage_writes_tokenizer_tokens_report_and_plot(tmp_path: Path, monke
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "reports/tokenize.json").read_text(encoding="utf-8"))
     assert report["train"]["tokens"] == TokenStore(tmp_path / "data/tokens/train").n_tokens
-    assert report["tokenizer"]["vocab_size"] == tokenizer.vocab_size(tmp_path / "data/tokenizer")
+    assert report["tokenizer"]["vocab_size"] == vocab_size(tmp_path / "data/tokenizer")
     assert (tmp_path / "reports/plots/tokenize/tokens.png").is_file()
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["clean", "tokenizer", "tokens"]
