@@ -82,7 +82,11 @@ def test_a_data_set_of_the_hub_is_named_with_its_licence(reports: Path, folder: 
         "split": "auto",
         "separator": "<|endoftext|>",
     }
-    common = {key: parameters().download.model_dump()[key] for key in params._Download.model_fields}
+    common = {
+        key: parameters().download.model_dump()[key]
+        for key in params.Bundled.model_fields
+        if key in params.HuggingFace.model_fields
+    }
     card.write(parameters(download=common | source), reports, folder, FACTS)
     assert ModelCard.load(folder / "README.md").data.datasets == ["owner/tales"]
     text = (folder / "README.md").read_text(encoding="utf-8")

@@ -14,12 +14,11 @@ from pipeline import params
 from pipeline.huggingface import folder as huggingface
 from pipeline.model import build, checkpoint_folder
 from stages.export import app
-from tests.model.conftest import tokenizer_folder  # noqa: F401 - a fixture
 from tests.model.small import ROOT, tiny
 
 
 @pytest.fixture
-def project(tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+def project(tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     whole = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
