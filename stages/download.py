@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from pipeline import console
-from pipeline.files import scratch
 from pipeline.stage import RAW, stage
 
 app = typer.Typer(add_completion=False)
@@ -19,17 +18,8 @@ def main(
     """Fetch the documents that `download` in the parameters names, as Parquet shards with a manifest."""
     with stage("download", params) as job:
         from pipeline.download import sources
-        from pipeline.params import Wandb
-        from pipeline.tracking.exchange import source_artifact
 
-        wanted = job.params.download
-        if isinstance(wanted, Wandb):
-            with scratch(RAW.with_name(".artifact")) as folder:
-                fetched = source_artifact(str(wanted.artifact), folder / "files")
-                origin = {"revision": fetched.name, "content_hash": fetched.content_hash}
-                report = sources.download(wanted, RAW, (fetched.path, origin))
-        else:
-            report = sources.download(wanted, RAW)
+        report = sources.download(job.params.download, RAW)
         for guess, files in report["guessed_split"].items():
             console.say(f"download.split = auto: {guess} ({files} file{'s' if files > 1 else ''})")
         job.finish(report, wrote=[RAW], summary=f"{report['documents']:,} documents")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.download import fetching
+from pipeline.download import url
 from pipeline.download.sources import download
 from pipeline.errors import UserError
 from tests.download.serving import COMMIT, REPO, serving
@@ -20,7 +20,7 @@ from tests.download.test_sources import ROOT, STORIES, as_jsonl, as_parquet, pre
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(url, "PAUSES", (0.01, 0.01, 0.01))
 
 
 def fetch(url: str, into: Path, **changes: Any) -> list[str]:
@@ -151,10 +151,10 @@ HUB = """
 import json, sys
 from pathlib import Path
 from pipeline import params
-from pipeline.download import fetching
+from pipeline.download import url
 from pipeline.download.sources import download
 from pipeline.errors import UserError
-fetching.PAUSES = (0.01, 0.01)
+url.PAUSES = (0.01, 0.01)
 for number, changes in enumerate(json.loads(sys.argv[1])):
     try:
         print(json.dumps(download(params.HuggingFace(**changes), Path(f"raw-{number}"))))

@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ from pipeline.documents import columns, shards, splitting
 from pipeline.download.sources import SCHEMA, download
 from pipeline.errors import UserError
 from pipeline.storyteller.stories import stories
+from pipeline.tracking import exchange
 
 ROOT = Path(__file__).parents[2]
 STORIES = [f"Once there was a fox named Nr {n}.\n\n“Hello,” said 狐狸 {n * n}." for n in range(50)]
@@ -32,6 +34,13 @@ MODELS = {"bundled": params.Bundled, "local": params.Local, "url": params.Url, "
 def preset(name: str, **changes: Any) -> Any:
     text = (ROOT / f"configs/download/{name}.yaml").read_text(encoding="utf-8")
     return MODELS[name](**{**yaml.safe_load(text), "watch": "-", **changes})
+
+
+def from_artifact(wanted: Any, into: Path, folder: Path) -> dict[str, Any]:
+    """Download from an artifact whose files lie in a folder already (tests/tracking fetches them over the network)."""
+    fetched = exchange.Source(folder, wanted.artifact, "0" * 64, {})
+    with mock.patch.object(exchange, "source_artifact", return_value=fetched):
+        return download(wanted, into)
 
 
 def raw(folder: Path) -> pa.Table:
@@ -182,15 +191,15 @@ def test_a_clean_artifact_keeps_its_splits_and_sources(tmp_path: Path) -> None:
         with shards.Shards(folder, pa.schema([("text", pa.string()), ("source", pa.string())])) as out:
             out.write(pa.table({"text": documents, "source": ["book"] * len(documents)}))
     wanted = preset("wandb", artifact="team/project/clean:v3")
-    report = download(wanted, tmp_path / "raw", (tmp_path / "artifact", {"revision": "team/project/clean:v3"}))
+    report = from_artifact(wanted, tmp_path / "raw", tmp_path / "artifact")
     table = raw(tmp_path / "raw")
     assert table.column("split").to_pylist() == ["val"] * 10 + ["train"] * 40
     assert report["sources"] == {"book": 50} and report["revision"] == "team/project/clean:v3"
-    again = download(wanted, tmp_path / "again", (tmp_path / "raw", {}))  # a raw artifact
+    again = from_artifact(wanted, tmp_path / "again", tmp_path / "raw")  # a raw artifact
     assert again["splits"] == {"val": 10, "train": 40}
     bounded = preset("wandb", artifact="team/project/clean:v3", max_documents=20)
     for artifact in ("artifact", "raw"):
-        assert download(bounded, tmp_path / "some", (tmp_path / artifact, {}))["splits"] == {"val": 2, "train": 18}
+        assert from_artifact(bounded, tmp_path / "some", tmp_path / artifact)["splits"] == {"val": 2, "train": 18}
 
 
 def test_a_small_bound_leaves_both_splits_a_document_or_is_refused(tmp_path: Path) -> None:
@@ -203,7 +212,7 @@ def test_a_small_bound_leaves_both_splits_a_document_or_is_refused(tmp_path: Pat
 
     def bounded(**bound: int) -> dict[str, int]:
         wanted = preset("wandb", artifact="team/project/raw:v1", **bound)
-        return download(wanted, tmp_path / "some", (raw_artifact, {}))["splits"]
+        return from_artifact(wanted, tmp_path / "some", raw_artifact)["splits"]
 
     assert bounded(max_documents=2) == {"val": 1, "train": 1}
     assert bounded(max_bytes=110) == {"val": 1, "train": 1}
@@ -221,10 +230,10 @@ def test_a_damaged_artifact_is_named_with_its_row(tmp_path: Path) -> None:
     file = tmp_path / "train/part-00000.parquet"
     pq.write_table(pa.table({"text": ["a", None], "source": ["book", "book"]}), file)
     with pytest.raises(UserError, match=r"train/part-00000\.parquet: row 1 has no text"):
-        download(wanted, tmp_path / "raw", (tmp_path, {}))
+        from_artifact(wanted, tmp_path / "raw", tmp_path)
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(UserError, match=r"train/part-00000\.parquet: damaged parquet"):
-        download(wanted, tmp_path / "raw", (tmp_path, {}))
+        from_artifact(wanted, tmp_path / "raw", tmp_path)
 
 
 # --- splitting --------------------------------------------------------------------------------------------------------

@@ -1,18 +1,11 @@
-"""Data sets of the Hugging Face Hub, at one commit: whole files, or streamed where only a part is wanted.
-
-hub = Hub(params.download)
-for file in hub.files("data/train-*.parquet"):
-    with file.open() as stream: ...
-"""
+"""Source `huggingface`: a data set of the Hugging Face Hub at one commit: whole files, or streamed for a part of it."""
 
 import fnmatch
-import hashlib
 import io
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -23,59 +16,60 @@ from huggingface_hub import errors
 
 from pipeline import console
 from pipeline.documents.reading import kind_of
-from pipeline.download import fetching
+from pipeline.download import url
+from pipeline.download.source import File, Source, sha256
 from pipeline.errors import UserError
-from pipeline.params import HuggingFace
+from pipeline.params.download import HuggingFace
 
 _STREAM_BLOCK = 8 * 2**20  # of a file read in part
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class HubFile:
-    name: str
-    open: Callable[[], AbstractContextManager[IO[bytes]]]
-    entry: dict[str, Any]  # origin, bytes, and the sha256: the Hub's, or what was found where it gives none
+class HubDataset(Source):
+    """Where a sample or a bound is asked for, files are streamed and not fetched whole."""
 
+    def __init__(self, wanted: HuggingFace, folder: Path) -> None:
+        super().__init__(wanted, folder)
+        self._streamed = bool(wanted.max_documents or wanted.max_bytes or wanted.sample_fraction < 1)
 
-class Hub:
-    """One data set at one commit. Where a sample or a bound is asked for, files are streamed and not fetched whole."""
-
-    def __init__(self, params: HuggingFace) -> None:
-        self._params = params
-        self._streamed = bool(params.max_documents or params.max_bytes or params.sample_fraction < 1)
-        info = self._asked(
-            partial(
-                huggingface_hub.HfApi().dataset_info, str(params.repo), revision=params.revision, files_metadata=True
-            )
-        )
-        self.commit = str(info.sha)
+    def files(self) -> list[File]:
+        repo, revision = str(self.wanted.repo), self.wanted.revision
+        api = huggingface_hub.HfApi()
+        info = self._asked(partial(api.dataset_info, repo, revision=revision, files_metadata=True))
+        self._commit = str(info.sha)
         card = info.card_data.to_dict() if info.card_data else {}
         self._configs = {entry.get("config_name"): entry for entry in card.get("configs") or []}
-        licence = card.get("license")
-        self.licence = params.licence or (", ".join(licence) if isinstance(licence, list) else licence)
         self._siblings = sorted(info.siblings or [], key=lambda sibling: sibling.rfilename)
+        stated = card.get("license")
+        licence = self.wanted.licence or (", ".join(stated) if isinstance(stated, list) else stated)
+        self.manifest = {"origin": repo, "revision": self._commit, "licence": licence}
+        self.dataset, self.description = repo, f"the Hugging Face Hub: {repo}"
+        self.card = f"[{repo}](https://huggingface.co/datasets/{repo}) at {self._commit}"
+        self.card += f", licence {licence}" if licence else ""
+        splits = sorted(self.wanted.splits, reverse=True)  # val before train
+        return [file for split in splits for file in self._of_split(split, self.wanted.splits[split])]
 
-    def files(self, pattern: str) -> Iterator[HubFile]:
+    def _of_split(self, split: str, pattern: str) -> Iterator[File]:
         """The files of the configuration `config` whose split, as the card declares it, or path matches the glob."""
-        repo = self._params.repo
+        repo = self.wanted.repo
         found = [sibling for sibling in self._matching(pattern) if kind_of(sibling.rfilename)[0]]
         if not found:
             known = ", ".join(s.rfilename for s in self._siblings[:20])
             declared = f"; its card declares the configurations {', '.join(self._configs)}" if self._configs else ""
-            where = f" of config {self._params.config!r}" if self._params.config else ""
+            where = f" of config {self.wanted.config!r}" if self.wanted.config else ""
             raise UserError(
                 f"download.splits: no file{where} of a known type in {repo} matches {pattern!r}; "
                 f"it holds {known}{declared}"
             )
         for sibling in found:
-            entry = {"origin": f"hf://datasets/{repo}@{self.commit}/{sibling.rfilename}", "bytes": sibling.size}
+            name = sibling.rfilename
+            entry = {"origin": f"hf://datasets/{repo}@{self._commit}/{name}", "bytes": sibling.size}
             entry |= {"sha256": sibling.lfs.sha256} if sibling.lfs else {}
-            yield HubFile(sibling.rfilename, partial(self._open, sibling.rfilename, entry), entry)
+            yield self.file(name, partial(self._open, name, entry), entry, source=repo, split=split)
 
     def _matching(self, pattern: str) -> list[Any]:
         """By the card's declaration of the configuration if there is one, else below the folder of that name."""
-        config = self._params.config
+        config = self.wanted.config
         declared = _data_files(self._configs[config]) if config in self._configs else {}
         if not declared:
             prefix = f"{config}/" if config else ""
@@ -90,24 +84,23 @@ class Hub:
         return by_split or [s for s in of_config if fnmatch.fnmatchcase(s.rfilename, pattern)]
 
     def _open(self, name: str, entry: dict[str, Any]) -> AbstractContextManager[IO[bytes]]:
-        repo = str(self._params.repo)
+        repo = str(self.wanted.repo)
         if self._streamed:
             system = huggingface_hub.HfFileSystem()
-            path = f"datasets/{repo}@{self.commit}/{name}"
+            path = f"datasets/{repo}@{self._commit}/{name}"
             opened = self._asked(lambda: system.open(path, "rb", block_size=_STREAM_BLOCK))
             return cast(AbstractContextManager[IO[bytes]], _Patient(opened, self._asked))
-        fetch = partial(huggingface_hub.hf_hub_download, repo, name, repo_type="dataset", revision=self.commit)
+        fetch = partial(huggingface_hub.hf_hub_download, repo, name, repo_type="dataset", revision=self._commit)
         whole = Path(self._asked(fetch))
-        with whole.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = sha256(whole)
         if entry.setdefault("sha256", digest) != digest:
             raise UserError(f"{repo}/{name}: its sha256 is {digest}, the Hub gives {entry['sha256']}; delete {whole}")
         return whole.open("rb")
 
     def _asked(self, ask: Callable[[], T]) -> T:
         """Ask the Hub, again after a pause when it fails in a way that may pass; other failures in words."""
-        repo, revision = self._params.repo, self._params.revision
-        for pause in (*fetching.PAUSES, None):
+        repo, revision = self.wanted.repo, self.wanted.revision
+        for pause in (*url.PAUSES, None):
             try:
                 return ask()
             except errors.HFValidationError:
@@ -126,10 +119,10 @@ class Hub:
                 status = getattr(getattr(error, "response", None), "status_code", 500)
                 if pause is None or (status < 500 and status not in (408, 429)):
                     raise UserError(
-                        f"{repo}: the Hugging Face Hub did not answer ({fetching.words(error)}); "
+                        f"{repo}: the Hugging Face Hub did not answer ({url.words(error)}); "
                         "check the network, or take download=bundled or download=local"
                     ) from None
-                console.warn(f"{repo}: {fetching.words(error)}; trying again in {pause:g} s")
+                console.warn(f"{repo}: {url.words(error)}; trying again in {pause:g} s")
                 time.sleep(pause)
         raise AssertionError("the last try returns or raises")
 

@@ -1,7 +1,4 @@
-"""Files behind addresses: resumed, checked, bounded.
-
-    for file in urls(params.download, Path("data")):
-        file.path, file.origin, file.revision
+"""Source `url`: files behind http(s) addresses: resumed, checked, bounded.
 
 What breaks off is tried again with growing pauses, and taken up where it stopped; a file counts only when whole.
 """
@@ -10,8 +7,6 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,53 +14,57 @@ import httpx
 
 from pipeline import console
 from pipeline.documents.reading import ALLOWED, kind_of
+from pipeline.download.source import File, Source, label, sha256
 from pipeline.errors import UserError
-from pipeline.params import Url
+from pipeline.params.download import Url
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each further try
 _DOWNLOADS = ".downloads"  # beside data/raw: outlives a broken run, so that the next one goes on from it
 _SECRET = re.compile(r"key|token|secret|signature|credential|password|^sig$", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A whole file on disk, the address that it is from (without login and keys), and which version it was there."""
+class Addresses(Source):
+    def __init__(self, wanted: Url, folder: Path) -> None:
+        super().__init__(wanted, folder)
+        origins = ", ".join(without_secrets(url) for url in wanted.urls)
+        self.manifest = {"origin": origins, "licence": wanted.licence}
+        self.description = origins
+        self.card = f"files from {origins}" + (f", licence {wanted.licence}" if wanted.licence else "")
 
-    path: Path
-    origin: str
-    revision: str | None
+    def files(self) -> list[File]:
+        return [self._fetched(number, url) for number, url in enumerate(self.wanted.urls)]
 
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """What was fetched stays for the next try unless the documents are safe."""
+        if kind:
+            return
+        for url in self.wanted.urls:
+            for path in self._place(url).glob("*"):
+                path.unlink()
+            self._place(url).rmdir()
+        if not any((self.folder / _DOWNLOADS).iterdir()):
+            (self.folder / _DOWNLOADS).rmdir()
 
-def urls(params: Url, folder: Path) -> Iterator[Fetched]:
-    """Fetch each of params.urls in turn; the files lie under `folder` until `forget`."""
-    for number, url in enumerate(params.urls):
+    def _fetched(self, number: int, url: str) -> File:
         origin = without_secrets(url)
         name = PurePosixPath(httpx.URL(url).path).name
         if not kind_of(name)[0]:
             raise UserError(f"download.urls: {origin}: unknown type of file; {ALLOWED}")
-        expected = params.sha256[number].lower() if params.sha256 else None
-        path = _place(url, folder) / name
+        expected = self.wanted.sha256[number].lower() if self.wanted.sha256 else None
+        path = self._place(url) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not (expected and path.exists() and _sha256(path) == expected):
-            _fetch(url, path, params.max_download_bytes, checked=expected is not None)
-            found = _sha256(path)
-            if expected and found != expected:
-                path.unlink()
-                raise UserError(
-                    f"{origin}: its sha256 is {found}, not {expected} (download.sha256); it was thrown away"
-                )
-        known = _known(path)
-        yield Fetched(path, origin, known.get("etag", "").strip('"') or known.get("modified"))
-
-
-def forget(addresses: list[str], folder: Path) -> None:
-    """Delete the fetched files of addresses whose documents are safe."""
-    for url in addresses:
-        for path in _place(url, folder).glob("*"):
+        if not (expected and path.exists() and sha256(path) == expected):
+            _fetch(url, path, self.wanted.max_download_bytes, checked=expected is not None)
+        file = self.on_disk(path, name, origin, label(name, "download"))
+        if expected and (found := file.entry["sha256"]) != expected:
             path.unlink()
-        _place(url, folder).rmdir()
-    if not any((folder / _DOWNLOADS).iterdir()):
-        (folder / _DOWNLOADS).rmdir()
+            raise UserError(f"{origin}: its sha256 is {found}, not {expected} (download.sha256); it was thrown away")
+        known = _known(path)
+        file.entry["revision"] = known.get("etag", "").strip('"') or known.get("modified")
+        return file
+
+    def _place(self, url: str) -> Path:
+        return self.folder / _DOWNLOADS / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def without_secrets(url: str) -> str:
@@ -79,15 +78,6 @@ def without_secrets(url: str) -> str:
     if any(_SECRET.search(name) for name in parsed.params):
         parsed = parsed.copy_with(params={n: "***" if _SECRET.search(n) else v for n, v in parsed.params.items()})
     return str(parsed)
-
-
-def _place(url: str, folder: Path) -> Path:
-    return folder / _DOWNLOADS / hashlib.sha256(url.encode()).hexdigest()[:16]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _fetch(url: str, path: Path, max_bytes: int, checked: bool) -> None:

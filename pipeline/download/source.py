@@ -1,0 +1,101 @@
+"""What a source of documents is: the files it gives, and what the manifest, the report and the model card say of it.
+
+To add a source, write a class like those beside this file and list it in `sources.SOURCES` (CONTRIBUTING.md).
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Self
+
+from pipeline.documents.reading import How, Reader, kind_of
+
+
+@dataclass
+class Document:
+    text: str
+    source: str  # what it is counted under
+    split: str | None = None
+    bits: float = 0.0  # of chance, where the source knows it
+
+
+@dataclass
+class File:
+    """One file of a source: its split if it has one, what the manifest says of it, and how its documents are read."""
+
+    name: str
+    split: str | None
+    entry: dict[str, Any]
+    documents: Callable[[], Iterator[Document]]
+
+
+class Source:
+    """Where documents come from. After `files`, the attributes are set; `folder` (data/) has room for what is fetched.
+
+    manifest: origin, licence, revision and the like. description: a short phrase. card: a Markdown phrase with the
+    licence. dataset: the id of a data set on the Hugging Face Hub.
+    """
+
+    manifest: dict[str, Any]
+    description: str
+    card: str
+    dataset: str | None = None
+
+    def __init__(self, wanted: Any, folder: Path) -> None:
+        self.wanted, self.folder = wanted, folder
+        self.guesses: Counter[str] = Counter()  # what `split: auto` decided, in words
+
+    def files(self) -> list[File]:
+        """The files, those of the split val first. Raises UserError for a source that is not there."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Remove what was fetched; kind: what ended the work before the documents were safe."""
+
+    def on_disk(self, path: Path, name: str, origin: str, source: str) -> File:
+        return self.file(name, lambda: path.open("rb"), described(path, origin), source)
+
+    def file(
+        self,
+        name: str,
+        open: Callable[[], AbstractContextManager[IO[bytes]]],
+        entry: dict[str, Any],
+        source: str,
+        split: str | None = None,
+    ) -> File:
+        """A file in one of the formats that `Reader` knows; `source` is what its documents are counted under."""
+
+        def documents() -> Iterator[Document]:
+            how = How(self.wanted.text_column, self.wanted.split, self.wanted.separator)
+            with open() as stream:
+                for text in Reader(name, how, self.guesses).documents(stream):
+                    yield Document(text, source, split)
+
+        return File(name, split, entry, documents)
+
+
+def label(name: str, otherwise: str = "local") -> str:
+    """What the documents of a file are counted under: its name without type and shard number, in every format."""
+    path = PurePosixPath(name)
+    stem = path.name
+    while kind_of(stem)[0] or PurePosixPath(stem).suffix.lower() in (".gz", ".zst", ".tgz"):
+        stem = PurePosixPath(stem).stem
+    stem = re.sub(r"([-_.]?\d+)?([-_.]of[-_.]\d+)?$", "", stem)
+    return (path.parent / stem).as_posix() if stem else (path.parent.as_posix().removeprefix(".") or otherwise)
+
+
+def described(path: Path, origin: str) -> dict[str, Any]:
+    """What the manifest says of a file on disk."""
+    return {"origin": origin, "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
