@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.model.routing import Router
+from pipeline.model.routing import Router, entropy, load_entropy, max_violation
 
 _FAVOURITES = 8  # tokens named for each expert
 
@@ -65,14 +65,13 @@ def describe(
     n_layer = choices_NLK.shape[1]
     visits_LE = np.stack([np.bincount(choices_NLK[:, la].ravel(), minlength=n_expert) for la in range(n_layer)])
     load_LE = visits_LE / visits_LE.sum(axis=1, keepdims=True)
-    entropy_L = [_entropy(load) / math.log(n_expert) if n_expert > 1 else 1.0 for load in load_LE]
     first_NL = choices_NLK[:, :, 0]
     return {
         "layers": moe_layers,
         "visits": visits_LE.tolist(),
         "load": load_LE.tolist(),
-        "load_entropy": entropy_L,
-        "max_violation": [float(load.max() * n_expert - 1) for load in load_LE],
+        "load_entropy": [load_entropy(count) for count in visits_LE.tolist()],
+        "max_violation": [max_violation(count) for count in visits_LE.tolist()],
         "dead_experts": [int((visits == 0).sum()) for visits in visits_LE],
         "agreement": [[agreement(first_NL[:, i], first_NL[:, j]) for j in range(n_layer)] for i in range(n_layer)],
         "told_by_token": [token_information(first_NL[:, la], tokens_N) for la in range(n_layer)],
@@ -88,21 +87,20 @@ def agreement(a_N: np.ndarray, b_N: np.ndarray) -> float:
     """
     joint = np.zeros((int(a_N.max()) + 1, int(b_N.max()) + 1))
     np.add.at(joint, (a_N, b_N), 1)
-    joint /= joint.sum()
-    entropy_a, entropy_b = _entropy(joint.sum(axis=1)), _entropy(joint.sum(axis=0))
+    entropy_a, entropy_b = entropy(joint.sum(axis=1)), entropy(joint.sum(axis=0))
     if not entropy_a or not entropy_b:
         return 0.0
-    return max(0.0, (entropy_a + entropy_b - _entropy(joint.ravel())) / math.sqrt(entropy_a * entropy_b))
+    return max(0.0, (entropy_a + entropy_b - entropy(joint.ravel())) / math.sqrt(entropy_a * entropy_b))
 
 
 def token_information(expert_N: np.ndarray, tokens_N: np.ndarray) -> float:
     """Share of the uncertainty about the expert that knowing the token takes away: I(expert; token) / H(expert)."""
     joint = np.unique(tokens_N * (int(expert_N.max()) + 1) + expert_N, return_counts=True)[1]
-    entropy = _entropy(np.bincount(expert_N) / len(expert_N))
-    if not entropy:
+    of_expert = entropy(np.bincount(expert_N))
+    if not of_expert:
         return 0.0
     token = np.unique(tokens_N, return_counts=True)[1]
-    return (entropy + _entropy(token / len(tokens_N)) - _entropy(joint / len(tokens_N))) / entropy
+    return (of_expert + entropy(token) - entropy(joint)) / of_expert
 
 
 def favourites(
@@ -132,8 +130,3 @@ def favourites(
             ]
         )
     return result
-
-
-def _entropy(p: np.ndarray) -> float:
-    p = p[p > 0]
-    return float(-(p * np.log(p)).sum())

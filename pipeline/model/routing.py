@@ -7,10 +7,12 @@ Legend: N tokens, C embedding, E experts, K experts of a token, L MoE layers.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -99,17 +101,43 @@ def routing(model: nn.Module) -> list[Routing]:
     return [layer for layer in found if isinstance(layer, Routing)]
 
 
+def entropy(count_X: np.ndarray) -> float:
+    """Entropy in nats of the distribution that counts (or shares) are proportional to; 0 log 0 is 0."""
+    share_X = count_X[count_X > 0] / count_X.sum()
+    return float(-(share_X * np.log(share_X)).sum())
+
+
+def load_entropy(tokens_per_expert: Sequence[int]) -> float:
+    """Entropy of the load over log(E): 1 is even, 0 is one expert for all."""
+    n_expert = len(tokens_per_expert)
+    return entropy(np.asarray(tokens_per_expert)) / math.log(n_expert) if n_expert > 1 else 1.0
+
+
+def max_violation(tokens_per_expert: Sequence[int]) -> float:
+    """Largest load over the mean load, less 1 (MaxVio of arXiv 2408.15664): 0 is even."""
+    return max(tokens_per_expert) / max(1, sum(tokens_per_expert)) * len(tokens_per_expert) - 1
+
+
 @dataclass(frozen=True)
 class RoutingStats:
     """One layer's routing over some steps, as numbers."""
 
     tokens_per_expert: list[int]
-    load_entropy: float  # entropy of the load over log(E): 1 is even, 0 is one expert for all
-    max_violation: float  # largest load / mean load - 1 (MaxVio of arXiv 2408.15664); 0 is even
-    dead_experts: int  # experts that saw no token
     probability: list[float]  # mean of the router's distribution
     router_entropy: float  # mean entropy of a token's distribution over log(E)
     confidence: float  # mean probability of the likeliest expert
+
+    @property
+    def load_entropy(self) -> float:
+        return load_entropy(self.tokens_per_expert)
+
+    @property
+    def max_violation(self) -> float:
+        return max_violation(self.tokens_per_expert)
+
+    @property
+    def dead_experts(self) -> int:
+        return self.tokens_per_expert.count(0)
 
 
 class RoutingTotals:
@@ -146,16 +174,6 @@ class RoutingTotals:
 
 
 def _stats(count: list[int], mean: list[float]) -> RoutingStats:
-    *probability, entropy, confidence = mean
-    n_expert, total = len(count), max(1, sum(count))
-    even = math.log(n_expert) if n_expert > 1 else 1.0
-    load = [c / total for c in count]
-    return RoutingStats(
-        tokens_per_expert=count,
-        load_entropy=-sum(f * math.log(f) for f in load if f) / even if n_expert > 1 else 1.0,
-        max_violation=max(load) * n_expert - 1,
-        dead_experts=count.count(0),
-        probability=probability,
-        router_entropy=entropy / even if n_expert > 1 else 1.0,
-        confidence=confidence,
-    )
+    *probability, router_entropy, confidence = mean
+    even = math.log(len(count)) if len(count) > 1 else 1.0
+    return RoutingStats(count, probability, router_entropy / even if len(count) > 1 else 1.0, confidence)

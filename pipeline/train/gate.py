@@ -1,6 +1,5 @@
 """The routing gate: routing that must hold once a run's grace has passed, or the stage warns or fails."""
 
-import math
 from collections import deque
 from dataclasses import asdict
 from typing import Any
@@ -97,14 +96,9 @@ class Gate:
 
 def _pooled(readings: tuple[RoutingStats, ...]) -> RoutingStats:
     """One layer's routing over several readings of about equal length."""
-    count = [sum(counts) for counts in zip(*(r.tokens_per_expert for r in readings), strict=True)]
-    n, total = len(readings), max(1, sum(count))
-    load = [c / total for c in count]
+    n = len(readings)
     return RoutingStats(
-        tokens_per_expert=count,
-        load_entropy=-sum(f * math.log(f) for f in load if f) / math.log(len(load)) if len(load) > 1 else 1.0,
-        max_violation=max(load) * len(load) - 1,
-        dead_experts=count.count(0),
+        tokens_per_expert=[sum(counts) for counts in zip(*(r.tokens_per_expert for r in readings), strict=True)],
         probability=[sum(p) / n for p in zip(*(r.probability for r in readings), strict=True)],
         router_entropy=sum(r.router_entropy for r in readings) / n,
         confidence=sum(r.confidence for r in readings) / n,

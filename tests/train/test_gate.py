@@ -16,7 +16,7 @@ def gate(**changes: Any) -> Gate:
 
 
 def layer(*tokens: int) -> list[RoutingStats]:
-    return [RoutingStats(list(tokens), 0.0, 0.0, 0, [0.25] * 4, 0.9, 0.5)]  # the gate counts for itself
+    return [RoutingStats(list(tokens), [0.25] * 4, 0.9, 0.5)]
 
 
 EVEN, DEAD, UNEVEN = layer(10, 10, 10, 10), layer(20, 20, 0, 20), layer(37, 1, 1, 1)
