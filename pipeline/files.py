@@ -1,15 +1,23 @@
-"""Files that are either whole or absent: written aside, then renamed into place."""
+"""Files that are either whole or absent: written aside, then renamed into place, by one process at a time."""
 
+import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from pipeline.errors import UserError
+
 _PARTIAL = ".partial"
+_PATIENCE = 10.0  # seconds that one writer waits for another
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; nothing where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -22,12 +30,13 @@ def scratch(path: Path) -> Iterator[Path]:
 
     The name is fixed so that what a killed run left there is found and removed by the next one.
     """
-    _remove(path)
-    path.mkdir(parents=True)
-    try:
-        yield path
-    finally:
-        _remove(path)
+    with _alone(path):
+        remove(path)
+        path.mkdir(parents=True)
+        try:
+            yield path
+        finally:
+            remove(path)
 
 
 @contextmanager
@@ -36,23 +45,43 @@ def written_whole(path: Path | str) -> Iterator[Path]:
 
     The place is `.NAME.partial` in the same folder (a rename is atomic within one file system). What a killed
     run left there is removed first; after an exception nothing stays. A previous `path` is replaced at the end.
+    Raises UserError where another process is writing the same path.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}{_PARTIAL}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove(partial)
+    with _alone(path):
+        remove(partial)
+        try:
+            yield partial
+            if not partial.exists():
+                raise FileNotFoundError(f"nothing was written to {partial}")
+            _replace(path, partial)
+        finally:
+            remove(partial)
+
+
+def _replace(path: Path, partial: Path) -> None:
+    if not path.is_dir() or path.is_symlink():
+        os.replace(partial, path)
+        return
+    old = path.with_name(f".{path.name}.old")  # a folder cannot be renamed over a folder that holds files
+    remove(old)
+    os.replace(path, old)
+    os.replace(partial, path)
+    remove(old)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock on what is written at `path`. It lies outside of the outputs, which hold nothing but results."""
+    name = hashlib.sha256(f"{Path.home()} {path.absolute()}".encode()).hexdigest()[:32]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"moe-{name}.lock")
     try:
-        yield partial
-        if not partial.exists():
-            raise FileNotFoundError(f"nothing was written to {partial}")
-    except BaseException:
-        _remove(partial)
-        raise
-    if path.is_dir() and not path.is_symlink():  # a folder cannot be renamed over a folder that holds files
-        old = path.with_name(f".{path.name}.old")
-        _remove(old)
-        os.replace(path, old)
-        os.replace(partial, path)
-        _remove(old)
-    else:
-        os.replace(partial, path)
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        raise UserError(f"another process is writing {path}; wait until it ends, then run the command again") from None
+    try:
+        yield
+    finally:
+        lock.release()
