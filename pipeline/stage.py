@@ -86,7 +86,9 @@ class Inputs:
             raw = yaml.safe_load(self._params_file.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             return {str(self._params_file): None}  # being edited; the values differ from those at the start
-        found = {f"params.yaml:{key}": value for key, value in _leaves({s: raw[s] for s in self._declared["params"]})}
+        found = {
+            f"params.yaml:{key}": value for key, value in _leaves({s: raw.get(s) for s in self._declared["params"]})
+        }
         for dependency in self._declared.get("deps", []):
             path = Path(re.sub(r"\$\{([\w.]+)\}", lambda key: str(found.get(f"params.yaml:{key[1]}")), dependency))
             for file in [path] if path.is_file() else hashing.files_below(path) if path.is_dir() else []:

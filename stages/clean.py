@@ -30,9 +30,8 @@ def main(
 
         report = cleaning.clean(job.params.clean, RAW, CLEAN, PLOTS / "clean", runner)
         kept, val = report["documents_out"], report["val"]["documents"]
-        job.finish(
-            report, wrote=[CLEAN], summary=f"{kept:,} of {report['documents_in']:,} documents, {val:,} of them val"
-        )
+        summary = f"{kept:,} of {report['documents_in']:,} documents, {val:,} of them val"
+        job.finish(report, wrote=[CLEAN], summary=summary, metrics={"documents": kept})
 
 
 if __name__ == "__main__":

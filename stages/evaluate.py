@@ -27,7 +27,10 @@ def main(
         val = figures["val"]
         summary = f"val loss {val['loss']:.4f}, perplexity {val['perplexity']:.2f}, "
         summary += f"{val['bits_per_byte']:.4f} bits per byte"
-        job.finish(figures, wrote=[REPORTS / "report.html", PLOTS / "evaluate"], summary=summary)
+        metrics = {name: val[name] for name in ("loss", "perplexity", "bits_per_byte", "accuracy")}
+        metrics |= {name: value for name, value in figures.get("routing", {}).items() if name != "max_violation"}
+        metrics["stories_that_end"] = figures["samples"]["ends"]
+        job.finish(figures, wrote=[REPORTS / "report.html", PLOTS / "evaluate"], summary=summary, metrics=metrics)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ def main(
             report = {"tokenizer": tokenizer.build(job.params.tokenizer, CLEAN, vocabulary)}
             report |= tokens.write(job.params.tokenizer, vocabulary, CLEAN, written, PLOTS / "tokenize")
         summary = f"{report['train']['tokens']:,} tokens to train on, {report['val']['tokens']:,} for validation"
-        job.finish(report, wrote=[TOKENIZER, TOKENS], summary=summary)
+        metrics = {"bytes_per_token": report["train"]["bytes_per_token"]}
+        job.finish(report, wrote=[TOKENIZER, TOKENS], summary=summary, metrics=metrics)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ def main(
             raise typer.Exit(interrupted.exit_code) from None
         loss = f"val loss {report['val_loss']:.3f} after {report['tokens']:,} tokens"
         speed = f"{report['tokens_per_second']:,.0f} tokens/s over {console.duration(report['seconds'])}"
-        job.finish(report, [CHECKPOINT], f"{loss}, {speed}")
+        metrics = {name: report[name] for name in ("val_loss", "tokens", "tokens_per_second")}
+        metrics |= {"parameters": report["parameters"]["total"], "active_parameters": report["parameters"]["active"]}
+        job.finish(report, wrote=[CHECKPOINT], summary=f"{loss}, {speed}", metrics=metrics)
 
 
 if __name__ == "__main__":
