@@ -68,25 +68,16 @@ def _vocabulary_file(place: Path) -> Path:
 
 def _from_hub(repo: str, revision: str | None) -> tuple[Path, str]:
     """Fetch the tokenizer's files (and nothing else) of a Hub repository; return their folder and the commit."""
-    import httpx
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    from pipeline import hub
+
+    where = f"tokenizer.path = {repo!r}" + (f" at revision {revision!r}" if revision else "")
     if not _HUB_ID.fullmatch(repo):
-        raise UserError(f"tokenizer.path = {repo!r}: no such file or folder, and no Hub id (owner/name)")
-    where = f"tokenizer.path = {repo!r}"
-    unreachable = (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError)
+        raise UserError(f"{where}: no such file or folder, and no Hub repository (owner/name)")
     fetched: list[Path] = []
-    try:
+    with hub.in_words(f"{where}: no such file or folder; as a Hub repository", instead="name a local folder"):
         for name in (*_FILES, *_NAMES):
             if name in _FILES and fetched:
                 continue
@@ -96,21 +87,6 @@ def _from_hub(repo: str, revision: str | None) -> tuple[Path, str]:
                 raise
             except EntryNotFoundError:
                 continue
-    except HFValidationError as error:
-        raise UserError(f"{where}: no such file or folder, and no Hub id ({str(error).rstrip('.')})") from None
-    except GatedRepoError:
-        raise UserError(f"{where}: its licence must be accepted on huggingface.co; then set HF_TOKEN") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"{where}: no such file, folder or Hub repository (a private one needs HF_TOKEN)") from None
-    except RevisionNotFoundError:
-        raise UserError(f"tokenizer.revision = {revision!r}: {repo} has no such commit, tag or branch") from None
-    except unreachable as error:
-        raise UserError(
-            f"{where}: not here, and the Hugging Face Hub cannot be reached ({type(error).__name__}); "
-            "give the path of a local folder, or run where there is a network"
-        ) from None
-    except HfHubHTTPError as error:
-        raise UserError(f"{where}: the Hugging Face Hub refused it ({error})") from None
     if not fetched or fetched[0].name not in _FILES:
         raise UserError(f"{where}: the repository holds no tokenizer; looked for: {', '.join(_FILES)}")
     return fetched[0].parent, fetched[0].parent.name  # the cache names a snapshot's folder by its commit

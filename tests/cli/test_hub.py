@@ -174,14 +174,22 @@ def test_a_public_repository_gets_nothing_that_was_to_be_private(folder: Path, s
 
 def test_a_refused_token_is_told_in_words_and_never_shown(folder: Path, server: ThreadingHTTPServer) -> None:
     done = pushed(folder, server, token="hf_another_token")
-    assert "UserError: me/stories: the Hub refuses this HF_TOKEN (401)" in done.stderr
+    assert "UserError: me/stories: the Hub refuses this login (401)" in done.stderr
     assert "hf_another_token" not in done.stdout + done.stderr
     assert server.files == {}
 
 
 def test_no_token_and_no_network_are_told_in_words(folder: Path, server: ThreadingHTTPServer) -> None:
-    assert "HF_TOKEN is not set" in pushed(folder, server, token=None).stderr
-    assert "no connection to http://127.0.0.1:9" in pushed(folder, None).stderr
+    assert "log in with `hf auth login`, or set HF_TOKEN" in pushed(folder, server, token=None).stderr
+    assert "UserError: me/stories: http://127.0.0.1:9 cannot be reached" in pushed(folder, None).stderr
+
+
+def test_the_token_of_hf_auth_login_is_enough(folder: Path, server: ThreadingHTTPServer) -> None:
+    (folder.parent / "home").mkdir()
+    (folder.parent / "home/token").write_text(TOKEN)
+    done = pushed(folder, server, token=None)
+    assert done.returncode == 0, done.stderr
+    assert "model.safetensors" in server.files
 
 
 def test_a_dry_run_lists_files_and_sizes_and_needs_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
