@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False)
 def main(
     params: Annotated[Path, typer.Option(help="Parameters of the run.")] = Path("params.yaml"),
 ) -> None:
-    """Measure the trained model on the whole val set and beside references; write the report."""
+    """Measure the trained model on the whole val set and beside baselines; write the report."""
     with stage("evaluate", params) as job:
         from pipeline.evaluate import evaluate, report
 

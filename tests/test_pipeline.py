@@ -36,7 +36,7 @@ model: {block_size: 64, n_layer: 2, n_embd: 32, n_head: 2, n_query_groups: 1, in
 train: {block_size: 64, global_batch_size: 8, micro_batch_size: 4, max_tokens: 8192, device: cpu, compile: "off",
         eval_every: 8, eval_samples: 8, checkpoint_every: 8}
 evaluate: {batch_size: 8, train_sample_tokens: 512, max_new_tokens: 12, prompts: [Once upon a time], device: cpu,
-           temperatures: [0.0, 0.8], reference_bytes: 20000, memorisation_bytes: 20000}
+           temperatures: [0.0, 0.8], baseline_bytes: 20000, memorisation_bytes: 20000}
 """
 
 

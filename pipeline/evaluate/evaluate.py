@@ -1,4 +1,4 @@
-"""The evaluate stage's work: measure the trained model on the whole val set, against references, and say what it means.
+"""The evaluate stage's work: measure the trained model on the whole val set, beside baselines.
 
     figures, details = evaluate(params, Path("models/litgpt"), Path("data/tokens"), Path("data/clean"))
 
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from pipeline import console
 from pipeline.errors import UserError
-from pipeline.evaluate import harness, metrics, plots, previous, references, report, routing, samples, token_set
+from pipeline.evaluate import baselines, harness, metrics, plots, previous, report, routing, samples, token_set
 from pipeline.evaluate.memorisation import Index
 from pipeline.evaluate.token_set import TokenSet
 from pipeline.files import written_whole
@@ -66,8 +66,8 @@ def evaluate(
     if entropy is not None:
         gap = figures["val"]["bits_per_byte"] - entropy
         figures["generator"] = {"entropy_bits_per_byte": entropy, "gap_bits_per_byte": gap}
-    if config.reference_bytes:
-        figures["references"] = _references(config, model.config.padded_vocab_size, val, tokens, clean)
+    if config.baseline_bytes:
+        figures["baselines"] = _baselines(config, model.config.padded_vocab_size, val, tokens, clean)
     details["samples"] = _samples(config, generator, val, tokens, clean)
     figures["samples"] = _samples_figures(details["samples"])
     if config.lm_eval_tasks:
@@ -119,16 +119,16 @@ def _routing_figures(described: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _references(params: Evaluate, vocab_size: int, val: TokenSet, tokens: Path, clean: Path) -> dict[str, Any]:
+def _baselines(params: Evaluate, vocab_size: int, val: TokenSet, tokens: Path, clean: Path) -> dict[str, Any]:
     """Bits per byte of everything the model is compared with."""
-    train = token_set.beginning(tokens / "train", clean / "train", params.reference_bytes)
-    kneser_ney = references.KneserNey(train.tokens_N, params.ngram_order, vocab_size)
+    train = token_set.beginning(tokens / "train", clean / "train", params.baseline_bytes)
+    kneser_ney = baselines.KneserNey(train.tokens_N, params.ngram_order, vocab_size)
     totals = {
-        "unigram": references.unigram_nats(train.tokens_N, val.tokens_N, vocab_size).sum(),
+        "unigram": baselines.unigram_nats(train.tokens_N, val.tokens_N, vocab_size).sum(),
         f"kneser_ney_{params.ngram_order}": kneser_ney.nats(val.tokens_N).sum(),
     }
     found = {name: metrics.bits_per_byte(float(total), val.n_bytes) for name, total in totals.items()}
-    return found | references.compressors(val.texts, train.texts)
+    return found | baselines.compressors(val.texts, train.texts)
 
 
 def _samples(config: Evaluate, generator: Generator, val: TokenSet, tokens: Path, clean: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ _COMPARED: list[tuple[str, str, bool | None, int]] = [
     ("samples.repetition", "repetition", True, 3),
     ("samples.overlap_mean", "longest overlap with train, tokens", None, 1),
 ]
-_REFERENCES = {
+_BASELINES = {
     "unigram": "unigrams",
     "gzip": "gzip -9",
     "xz": "xz -9e",
@@ -94,7 +94,7 @@ def write(
         details=details,
         pictures={name: Markup(svg) for name, svg in pictures.items()},
         facts=facts(details, stages),
-        ladder=ladder(details["figures"]),
+        baselines=baselines(details["figures"]),
         prompts=_by_prompt(details["samples"]["stories"]),
         compared=compared(before["figures"], details["figures"]) if before else [],
         changed=previous.changes(before["params"], details["params"]) if before else [],
@@ -169,12 +169,12 @@ def _tokens_of(part: dict[str, Any]) -> str | None:
     return " · ".join(count.replace(" ", "\N{NO-BREAK SPACE}") for count in counts)
 
 
-def ladder(figures: dict[str, Any]) -> list[dict[str, Any]]:
+def baselines(figures: dict[str, Any]) -> list[dict[str, Any]]:
     """Bits per byte of the model and everything it is compared with, most first; `width` in percent of the most."""
     steps = [("this model", figures["val"]["bits_per_byte"], "model")]
-    for name, value in figures.get("references", {}).items():
+    for name, value in figures.get("baselines", {}).items():
         shown = f"{name.rsplit('_', 1)[1]}-gram Kneser\N{EN DASH}Ney" if name.startswith("kneser") else None
-        steps.append((shown or _REFERENCES[name], value, "reference"))
+        steps.append((shown or _BASELINES[name], value, "baseline"))
     if "generator" in figures:
         steps.append(("the generator's entropy", figures["generator"]["entropy_bits_per_byte"], "bound"))
     most = max(value for _, value, _ in steps)

@@ -23,8 +23,8 @@ class Evaluate(Section):
     top_p: Annotated[float, Field(gt=0, le=1)]
     max_new_tokens: Positive = Field(description="tokens of a story at most; the model's context bounds it too")
     seed: int = Field(description="of the first sample; the next ones count up")
-    ngram_order: Positive = Field(description="order of the Kneser-Ney reference model")
-    reference_bytes: Annotated[int, Field(ge=0)] = Field(description="training text for n-grams; 0: no references")
+    ngram_order: Positive = Field(description="order of the Kneser-Ney baseline")
+    baseline_bytes: Annotated[int, Field(ge=0)] = Field(description="training text for n-grams; 0: no baselines")
     memorisation_bytes: Annotated[int, Field(ge=0)] = Field(description="training text searched for overlaps; 0: none")
     lm_eval_tasks: list[str] = Field(description="lm-eval task files; needs the extra lm-eval")
 

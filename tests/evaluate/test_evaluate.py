@@ -58,9 +58,9 @@ def test_sources_and_lengths_add_up_to_the_val_set(measured: tuple[dict[str, Any
 
 
 def test_an_untrained_model_is_worse_than_counting(measured: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    references = measured[0]["references"]
-    assert references["kneser_ney_5"] < references["unigram"] < measured[0]["val"]["bits_per_byte"]
-    assert references["zstd_with_training_text"] < references["zstd"]
+    baselines = measured[0]["baselines"]
+    assert baselines["kneser_ney_5"] < baselines["unigram"] < measured[0]["val"]["bits_per_byte"]
+    assert baselines["zstd_with_training_text"] < baselines["zstd"]
 
 
 def test_the_figures_are_numbers_that_dvc_can_compare(measured: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -72,7 +72,7 @@ def test_the_figures_are_numbers_that_dvc_can_compare(measured: tuple[dict[str, 
 
 
 def test_parts_that_are_switched_off_are_left_out(work: Path, parameters: Params) -> None:
-    off = {"train_sample_tokens": 0, "reference_bytes": 0, "memorisation_bytes": 0, "temperatures": [0.0]}
+    off = {"train_sample_tokens": 0, "baseline_bytes": 0, "memorisation_bytes": 0, "temperatures": [0.0]}
     config = parameters.evaluate.model_copy(update=off)
     figures, details = evaluate.evaluate(
         parameters.model_copy(update={"evaluate": config}),

@@ -121,19 +121,19 @@ def test_without_earlier_reports_it_says_so(details: dict[str, Any], tmp_path: P
 
 
 def test_a_dense_model_has_no_section_on_experts(details: dict[str, Any], tmp_path: Path) -> None:
-    figures = {name: value for name, value in details["figures"].items() if name not in ("routing", "references")}
+    figures = {name: value for name, value in details["figures"].items() if name not in ("routing", "baselines")}
     dense = details | {"routing": {}, "figures": figures}
     report.write(tmp_path / "report.html", dense, plots.draw(dense, CURVE, tmp_path / "plots"), STAGES, None)
     assert "What the experts do" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_ladder_is_sorted_and_scaled() -> None:
+def test_the_baselines_are_sorted_and_scaled() -> None:
     figures = {
         "val": {"bits_per_byte": 0.5},
-        "references": {"gzip": 2.0, "kneser_ney_5": 0.6},
+        "baselines": {"gzip": 2.0, "kneser_ney_5": 0.6},
         "generator": {"entropy_bits_per_byte": 0.4},
     }
-    assert [(s["name"], s["width"]) for s in report.ladder(figures)] == [
+    assert [(s["name"], s["width"]) for s in report.baselines(figures)] == [
         ("gzip -9", 100), ("5-gram Kneser–Ney", 30), ("this model", 25), ("the generator's entropy", 20)
     ]  # fmt: skip
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from pipeline.evaluate import references
-from pipeline.evaluate.references import KneserNey, compressors, unigram_nats
+from pipeline.evaluate import baselines
+from pipeline.evaluate.baselines import KneserNey, compressors, unigram_nats
 
 
 class Textbook:
@@ -32,7 +32,7 @@ class Textbook:
         if 0 in n[1:]:
             return y, y, y
         three = (1 - 2 * y * n[2] / n[1], 2 - 3 * y * n[3] / n[2], 3 - 4 * y * n[4] / n[3])
-        return tuple(min(max(d, references._LEAST_DISCOUNT), k) for d, k in zip(three, (1.0, 2.0, 3.0), strict=True))  # type: ignore[return-value]
+        return tuple(min(max(d, baselines._LEAST_DISCOUNT), k) for d, k in zip(three, (1.0, 2.0, 3.0), strict=True))  # type: ignore[return-value]
 
     def p(self, token: int, history: tuple[int, ...], n: int | None = None) -> float:
         n = min(self.order, len(history) + 1) if n is None else n
@@ -85,7 +85,7 @@ def test_no_token_has_probability_0_where_the_estimated_discount_would_be_0() ->
     nats = KneserNey(np.array(train), 2, vocab_size=200).nats(np.array([twice, twice + 1, twice, 7]))
     assert np.isfinite(nats).all()
     plain = Textbook(train, 2, vocab_size=200)
-    assert plain.discounts[2][1] == references._LEAST_DISCOUNT
+    assert plain.discounts[2][1] == baselines._LEAST_DISCOUNT
     assert nats[-1] == pytest.approx(-math.log(plain.p(7, (twice,))))
 
 
@@ -141,6 +141,6 @@ def test_what_is_compressed_comes_back() -> None:
     """The dictionary that stands for the training text is one that a decoder could have."""
     known, data = b"once upon a time " * 50, b"upon a time once"
     prefix = zstandard.ZstdCompressionDict(known, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    packed = zstandard.ZstdCompressor(dict_data=prefix, compression_params=references._zstd(12, 900)).compress(data)
+    packed = zstandard.ZstdCompressor(dict_data=prefix, compression_params=baselines._zstd(12, 900)).compress(data)
     unpack = zstandard.ZstdDecompressor(dict_data=prefix, format=zstandard.FORMAT_ZSTD1)
     assert unpack.decompress(packed, max_output_size=100) == data
