@@ -1,42 +1,146 @@
-"""The `moe` command: what people call by hand. Each command validates, calls the library, and speaks plainly."""
+"""The `moe` command: what people call by hand. Each command validates, calls the library, and speaks plainly.
 
+Commands import what they need when they run, so that `--help` answers at once.
+"""
+
+import errno
+import inspect
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline import console
 from pipeline.errors import UserError
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="A small Mixture-of-Experts language model, by hand."
-)
+if TYPE_CHECKING:
+    from pipeline.generate.generation import Generator
+    from pipeline.generate.sampling import Sampling
+
 PARAMS = typer.Option("--params", help="Parameters to read.")
-CHECKPOINT = typer.Option(
-    help="litgpt checkpoint folder, Hugging Face folder, or W&B artifact entity/project/name:alias."
+
+
+class _InWords(TyperGroup):
+    """Every command: a mistake that the user can mend, a disk that refuses and Ctrl-C are words, not tracebacks."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows a sign in its place
+                stream.reconfigure(errors="replace")
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            console.fail(str(error))
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            console.fail("interrupted")
+            raise typer.Exit(130) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE or not error.strerror:  # nobody reads on: typer ends it quietly
+                raise
+            console.fail(f"{error.filename or ctx.invoked_subcommand}: {error.strerror}")
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=_InWords,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="A small Mixture-of-Experts language model, by hand.",
 )
-DEVICE = typer.Option(help="auto, cpu, cuda or mps.")
-MAX_NEW_TOKENS = typer.Option(help="Tokens to write at most.")
-TEMPERATURE = typer.Option(help="0: the likeliest token each time; higher: more surprising.")
-TOP_K = typer.Option(help="Choose among the k likeliest tokens.")
-TOP_P = typer.Option(help="Choose among the fewest tokens that hold this share of the probability.")
-MIN_P = typer.Option(help="Choose among tokens at least this times as likely as the likeliest.")
-REPETITION_PENALTY = typer.Option(help="Above 1: tokens that are there already become less likely.")
-SEED = typer.Option(help="The same seed gives the same text.")
-STOP = typer.Option(help="End before this text; may be given several times.")
+
+
+def _in_project(*names: str) -> None:
+    """Raise UserError unless the working directory is a project with these files."""
+    for name in names:
+        if not Path(name).exists():
+            raise UserError(f"no {name} in {Path.cwd()}; run this from the project's folder, the one with dvc.yaml")
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """A UserError becomes its words and exit code 2."""
-    try:
-        yield
-    except UserError as error:
-        console.fail(str(error))
-        raise typer.Exit(2) from None
+def _model(
+    checkpoint: Annotated[
+        str,
+        typer.Option(help="litgpt checkpoint folder, Hugging Face folder, or W&B artifact entity/project/name:alias."),
+    ] = "models/litgpt",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(help="0: the likeliest token each time; higher: more surprising.")
+    ] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Choose among the k likeliest tokens.")] = None,
+    top_p: Annotated[
+        float, typer.Option(help="Choose among the fewest tokens that hold this share of the probability.")
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Choose among tokens at least this times as likely as the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens that are there already become less likely.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+) -> "Iterator[tuple[Generator, Sampling]]":
+    """The model and the sampling that the options of `moe generate` and `moe chat` describe."""
+    from pipeline.cli import terminal
+    from pipeline.generate.sampling import Sampling
+
+    sampling = Sampling(
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop=tuple(stop or ())
+    )
+    with terminal.opened(checkpoint, device) as generator:
+        yield generator, sampling
+
+
+Model = Callable[[], "AbstractContextManager[tuple[Generator, Sampling]]"]
+
+
+def _with_model(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with `_model`'s options after its own; it gets `_model`, filled in, as its first argument."""
+    shared = inspect.signature(_model).parameters
+
+    def run(**given: Any) -> None:
+        command(partial(_model, **{name: given.pop(name) for name in shared}), **given)
+
+    own = list(inspect.signature(command).parameters.values())[1:]
+    run.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+@app.command()
+@_with_model
+def generate(
+    model: Model,
+    prompt: Annotated[list[str] | None, typer.Option(help="Beginning of a text; may be given several times.")] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="File with a prompt a line.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Continue a text, or each line of a file, with a trained model."""
+    if not prompt and not prompts_file:
+        raise UserError('give --prompt "Once upon a time", or --prompts-file with a prompt a line')
+    from pipeline.cli import terminal
+
+    prompts = [*(prompt or []), *(terminal.read_prompts(prompts_file) if prompts_file else [])]
+    with model() as (generator, sampling):
+        terminal.generate(generator, prompts, sampling, json)
+
+
+@app.command()
+@_with_model
+def chat(model: Model) -> None:
+    """Write in turns with a trained model: it goes on from your line, or answers if it has a chat template."""
+    from pipeline.cli import terminal
+
+    with model() as (generator, sampling):
+        terminal.chat(generator, sampling)
 
 
 @app.command()
@@ -44,51 +148,20 @@ def mirror(
     stage: Annotated[str | None, typer.Option(help="Only this stage's outputs.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be uploaded.")] = False,
 ) -> None:
-    """Bring what dvc.lock says to W&B: missing versions, aliases, lineage. Recomputes nothing."""
-    with told():
-        from pipeline import tracking
+    """Upload what dvc.lock describes to W&B: missing versions, aliases, lineage. Recomputes nothing."""
+    _in_project("dvc.yaml")
+    from pipeline import tracking
 
-        tracking.mirror(stage, dry_run)
+    tracking.mirror(stage, dry_run)
 
 
 @app.command()
 def fetch(artifact: Annotated[str, typer.Argument(help="[entity/project/]name:alias, e.g. model:best")]) -> None:
     """Put a W&B artifact in place as its stage's output, so that `dvc repro` goes on from there."""
-    with told():
-        from pipeline import tracking
+    _in_project("dvc.yaml")
+    from pipeline import tracking
 
-        tracking.fetch(artifact)
-
-
-@app.command()
-def generate(
-    prompt: Annotated[list[str] | None, typer.Option(help="Beginning of a text; may be given several times.")] = None,
-    prompts_file: Annotated[Path | None, typer.Option(help="File with a prompt a line.")] = None,
-    checkpoint: Annotated[str, CHECKPOINT] = "models/litgpt",
-    max_new_tokens: Annotated[int, MAX_NEW_TOKENS] = 256,
-    temperature: Annotated[float, TEMPERATURE] = 0.8,
-    top_k: Annotated[int | None, TOP_K] = None,
-    top_p: Annotated[float, TOP_P] = 1.0,
-    min_p: Annotated[float, MIN_P] = 0.0,
-    repetition_penalty: Annotated[float, REPETITION_PENALTY] = 1.0,
-    seed: Annotated[int, SEED] = 0,
-    stop: Annotated[list[str] | None, STOP] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
-    device: Annotated[str, DEVICE] = "auto",
-) -> None:
-    """Continue a text, or each line of a file, with a trained model."""
-    with told():
-        from pipeline.cli import terminal
-        from pipeline.generate.sampling import Sampling
-
-        prompts = [*(prompt or []), *(terminal.read_prompts(prompts_file) if prompts_file else [])]
-        if not prompts:
-            raise UserError('give --prompt "Once upon a time", or --prompts-file with a prompt a line')
-        sampling = Sampling(
-            max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop=tuple(stop or ())
-        )
-        with terminal.opened(checkpoint, device) as generator:
-            terminal.generate(generator, prompts, sampling, json)
+    tracking.fetch(artifact)
 
 
 @app.command()
@@ -98,16 +171,15 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Let everybody see it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and send nothing.")] = False,
 ) -> None:
-    """Push the exported model to the Hugging Face Hub, private by default; HF_TOKEN from the environment."""
-    with told():
-        from pipeline.cli import hub
+    """Push the exported model to the Hugging Face Hub, private by default; log in with `hf auth login` or HF_TOKEN."""
+    from pipeline.cli import hub
 
-        files = hub.push(folder, repo_id, private=not public, dry_run=dry_run)
-        for name, n_bytes in files:
-            console.say(f"  {name} ({console.size(n_bytes)})")
-        total = f"{len(files)} files, {console.size(sum(n_bytes for _, n_bytes in files))}"
-        seen = "everybody sees it" if public else "private"
-        console.say(f"push: would send {total} to {repo_id}" if dry_run else f"push: {repo_id} has {total}, {seen}")
+    files = hub.push(folder, repo_id, private=not public, dry_run=dry_run)
+    for name, n_bytes in files:
+        console.say(f"  {name} ({console.size(n_bytes)})")
+    total = f"{len(files)} files, {console.size(sum(n_bytes for _, n_bytes in files))}"
+    seen = "everybody sees it" if public else "private"
+    console.say(f"push: would send {total} to {repo_id}" if dry_run else f"push: {repo_id} has {total}, {seen}")
 
 
 @app.command(name="import")
@@ -116,65 +188,36 @@ def import_(
     into: Annotated[Path, typer.Option(help="litgpt checkpoint folder to write.")] = Path("models/imported"),
 ) -> None:
     """Turn a Hugging Face folder into a litgpt checkpoint to continue from (train.initial_checkpoint)."""
-    with told():
-        from pipeline.huggingface import folder as huggingface
+    from pipeline.huggingface import folder as huggingface
 
-        model = huggingface.from_huggingface(folder, into)
-        console.say(f"import: wrote {into}: {model.n_layer} layers of {model.n_embd}, {model.n_expert} experts")
-        settings = huggingface.to_continue(model, into)
-        if "tokenizer=pretrained" not in settings:
-            console.warn(
-                f"{folder} has no tokenizer; name the model's own: -S tokenizer=pretrained -S tokenizer.path=…"
-            )
-        console.say("continue with: uv run dvc exp run " + " ".join(f"-S {shlex.quote(s)}" for s in settings))
+    model = huggingface.from_huggingface(folder, into)
+    console.say(f"import: wrote {into}: {model.n_layer} layers of {model.n_embd}, {model.n_expert} experts")
+    settings = huggingface.to_continue(model, into)
+    if "tokenizer=pretrained" not in settings:
+        console.warn(f"{folder} has no tokenizer; name the model's own: -S tokenizer=pretrained -S tokenizer.path=…")
+    console.say("continue with: uv run dvc exp run " + " ".join(f"-S {shlex.quote(s)}" for s in settings))
 
 
 @app.command()
 def plan(params_file: Annotated[Path, PARAMS] = Path("params.yaml")) -> None:
     """Count before training: parameters, memory of a step, tokens, FLOPs, and the time they take on this machine."""
-    with told():
-        from pipeline import params
-        from pipeline.cli.plan import forecast
-        from pipeline.stage import TOKENIZER, TOKENS
+    from pipeline import params
+    from pipeline.cli.plan import forecast
+    from pipeline.stage import TOKENIZER, TOKENS
 
-        for line in forecast(params.load(params_file), TOKENS, TOKENIZER):
-            console.say(line)
+    for line in forecast(params.load(params_file), TOKENS, TOKENIZER):
+        console.say(line)
 
 
 @app.command()
-def chat(
-    checkpoint: Annotated[str, CHECKPOINT] = "models/litgpt",
-    max_new_tokens: Annotated[int, MAX_NEW_TOKENS] = 128,
-    temperature: Annotated[float, TEMPERATURE] = 0.8,
-    top_k: Annotated[int | None, TOP_K] = None,
-    top_p: Annotated[float, TOP_P] = 1.0,
-    min_p: Annotated[float, MIN_P] = 0.0,
-    repetition_penalty: Annotated[float, REPETITION_PENALTY] = 1.0,
-    seed: Annotated[int, SEED] = 0,
-    stop: Annotated[list[str] | None, STOP] = None,
-    device: Annotated[str, DEVICE] = "auto",
-) -> None:
-    """Write in turns with a trained model: it goes on from your line, or answers if it has a chat template."""
-    with told():
-        from pipeline.cli import terminal
-        from pipeline.generate.sampling import Sampling
-
-        sampling = Sampling(
-            max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop=tuple(stop or ())
-        )
-        with terminal.opened(checkpoint, device) as generator:
-            terminal.chat(generator, sampling)
-
-
-@app.command(name="compose")
-def compose_(
+def compose(
     overrides: Annotated[list[str] | None, typer.Argument(help="As after -S: GROUP=NAME or KEY=VALUE.")] = None,
 ) -> None:
     """Write params.yaml from configs/ and these overrides, as `dvc exp run` does."""
-    with told():
-        from pipeline.cli.compose import compose
+    _in_project("configs/config.yaml")
+    from pipeline.cli import compose
 
-        compose(Path("params.yaml"), overrides=overrides)
+    compose.compose(Path("params.yaml"), overrides=overrides)
 
 
 @app.command()

@@ -5,6 +5,7 @@ Texts go to standard output, remarks to standard error, so that a pipe gets the 
 
 import dataclasses
 import json
+import re
 import sys
 import tempfile
 import time
@@ -20,27 +21,50 @@ from pipeline.errors import UserError
 from pipeline.generate.chat import Chat
 from pipeline.generate.generation import Completion, Generator
 from pipeline.generate.sampling import Sampling
+from pipeline.model import checkpoint_folder
+from pipeline.model.checkpoint_folder import CONFIG, WEIGHTS
 from pipeline.model.device import resolve
+
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")  # that JSON allows in a line and many readers take for the end of one
 
 
 @contextmanager
 def opened(checkpoint: str, device: str) -> Iterator[Generator]:
-    """The generator of a litgpt or Hugging Face folder, or of a W&B artifact `[entity/project/]name:alias`."""
-    where = resolve(device, "--device")
-    if Path(checkpoint).exists() or ":" not in checkpoint or Path(checkpoint).is_absolute():
-        yield Generator.open(checkpoint, where)
-        return
-    with tempfile.TemporaryDirectory(prefix="moe-artifact-") as place:
-        yield Generator.open(tracking.source_artifact(checkpoint, Path(place) / "model").path, where)
+    """The generator of a litgpt or Hugging Face folder, or of a W&B artifact `[entity/project/]name:alias`.
+
+    Raises UserError for a folder that is neither, is damaged, or holds a model that is not ours to run.
+    """
+    where, folder = resolve(device, "--device"), Path(checkpoint)
+    with tempfile.TemporaryDirectory(prefix="moe-generate-") as place:
+        if ":" in checkpoint and not folder.exists() and not folder.is_absolute():
+            folder = tracking.source_artifact(checkpoint, Path(place) / "artifact").path
+        weights = folder
+        if _is_huggingface(folder):
+            from pipeline.huggingface.folder import from_huggingface
+
+            weights = Path(place) / "litgpt"
+            from_huggingface(folder, weights)
+        yield Generator(checkpoint_folder.load(weights, where), folder)
+
+
+def _is_huggingface(folder: Path) -> bool:
+    if not folder.is_dir() or any((folder / name).exists() for name in (CONFIG, WEIGHTS)):
+        return False  # a litgpt folder may hold a config.json too
+    if (folder / "config.json").is_file():
+        return True
+    raise UserError(
+        f"{folder} holds no model: neither {WEIGHTS} with {CONFIG} (a litgpt checkpoint folder) nor config.json with "
+        "*.safetensors (a Hugging Face folder)"
+    )
 
 
 def generate(generator: Generator, prompts: list[str], sampling: Sampling, as_json: bool) -> None:
     """Print each prompt with its continuation; a single one as it comes. As JSON: one object a line."""
-    _speak_utf8()
     begun = time.monotonic()
     if as_json:
         for completion in generator.generate(prompts, sampling):
-            typer.echo(json.dumps(dataclasses.asdict(completion), ensure_ascii=False))
+            line = json.dumps(dataclasses.asdict(completion), ensure_ascii=False)
+            typer.echo(_LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", line))
         return
     if len(prompts) == 1:
         pieces = generator.stream(prompts[0], sampling)
@@ -57,16 +81,15 @@ def generate(generator: Generator, prompts: list[str], sampling: Sampling, as_js
 
 def chat(generator: Generator, sampling: Sampling) -> None:
     """Read lines until the input ends; print what the model makes of each. Ctrl-C ends an answer, then the chat."""
-    _speak_utf8()
     talk = Chat(generator, sampling)
     typed = sys.stdin.isatty()
     if typed:
         how = "it answers" if talk.templated else "a base model: it goes on from your words"
-        _remark(f"[{how}. An empty line: go on; /reset: forget all; /quit: end]")
+        _remark(f"[{how}. An empty line: go on; /reset: start anew; /quit: end]")
     while (line := _read_line("> " if typed else "")) is not None and line.strip() != "/quit":
         if line.strip() == "/reset":
             talk.reset()
-            _remark("[all forgotten]")
+            _remark("[started anew]")
             continue
         try:
             pieces = talk.say(line)
@@ -83,17 +106,18 @@ def chat(generator: Generator, sampling: Sampling) -> None:
 
 def _read_line(prompt: str) -> str | None:
     try:
-        return input(prompt)
+        return input(prompt).removeprefix("\N{BYTE ORDER MARK}")  # where a file is piped in
     except (EOFError, KeyboardInterrupt):
         return None
     except UnicodeDecodeError as error:
-        raise UserError(f"the input is no UTF-8 text ({error})") from None
+        raise UserError(f"the input is not UTF-8 ({error})") from None
 
 
 def read_prompts(path: Path) -> list[str]:
     """The lines of a UTF-8 file, a prompt each; UserError for a blank one."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8-sig") as file:
+            lines = [line.removesuffix("\n") for line in file]
     except FileNotFoundError:
         raise UserError(f"--prompts-file {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -125,9 +149,3 @@ def _why(completions: list[Completion], generator: Generator, sampling: Sampling
 
 def _remark(text: str) -> None:
     typer.secho(text, dim=True, err=True)
-
-
-def _speak_utf8() -> None:
-    """A terminal that cannot show a character shows a sign in its place, and the text goes on."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")

@@ -136,18 +136,18 @@ def _one_token(moe: MoE, x_1C: Tensor) -> Tensor:
 def _few_tokens(moe: MoE, x_NC: Tensor) -> Tensor:
     """The routed experts of a token of each row, sorted by Python, which is quicker for so few.
 
-    N tokens, K experts of each, S = N·K visits sorted by expert, M those of one, I an expert's width.
+    N tokens, K experts of each, S = N·K token–expert assignments sorted by expert, M those of one, I an expert's width.
     """
     weight_NK, index_NK, *_ = moe.gate(x_NC)
-    visits: dict[int, list[int]] = {}
-    for visit, expert in enumerate(index_NK.flatten().tolist()):
-        visits.setdefault(expert, []).append(visit)
-    order_S = torch.tensor([visit for of_expert in visits.values() for visit in of_expert])
+    assigned: dict[int, list[int]] = {}
+    for assignment, expert in enumerate(index_NK.flatten().tolist()):
+        assigned.setdefault(expert, []).append(assignment)
+    order_S = torch.tensor([n for of_expert in assigned.values() for n in of_expert])
     token_S = order_S // index_NK.size(1)
     x_SC = x_NC[token_S]
     y_SC = torch.empty_like(x_SC)
     begin = 0
-    for expert, of_expert in visits.items():
+    for expert, of_expert in assigned.items():
         end = begin + len(of_expert)
         gate_MI, up_MI = F.linear(x_SC[begin:end], moe.gate_up_EJC[expert]).chunk(2, -1)
         torch.mm(F.silu(gate_MI).mul_(up_MI), moe.down_ECI[expert].T, out=y_SC[begin:end])

@@ -1,6 +1,6 @@
 """Texts from a model: many prompts at once, or one as a stream.
 
-    generator = Generator.open(Path("models/litgpt"))
+    generator = Generator.open(Path("models/litgpt"))      # pipeline/cli/terminal.py opens other folders
     for completion in generator.generate(["Once upon a time", "The dog"], Sampling(temperature=0)): ...
     for piece in generator.stream("Once upon a time", Sampling(seed=1)): print(piece, end="")
 
@@ -10,7 +10,6 @@ Legend: B rows (prompts), V vocabulary.
 """
 
 import json
-import tempfile
 from collections.abc import Generator as Pieces
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.generate.decoding import Decoder
-from pipeline.generate.sampling import Sampling, draw, exact, shaped, uniforms
+from pipeline.generate.sampling import Sampling, draw, exact, is_text, shaped, uniforms
 from pipeline.model import checkpoint_folder
 from pipeline.model.build import MoEGPT
 from pipeline.tokens import tokenizer as vocabulary
@@ -95,21 +94,9 @@ class Generator:
         self._holes = torch.tensor(holes, device=model.lm_head.weight.device) if holes else None
 
     @classmethod
-    def open(cls, path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Self:
-        """The model of a litgpt checkpoint folder or of a Hugging Face folder.
-
-        `dtype` is that of the weights; if None, a litgpt folder's own, and float32 for a Hugging Face folder.
-
-        Raises UserError for a folder that is neither, is damaged, or holds a model that is not ours to run.
-        """
-        path = Path(path)
-        if _is_huggingface(path):
-            from pipeline.huggingface.folder import from_huggingface
-
-            with tempfile.TemporaryDirectory(prefix="moe-generate-") as place:
-                from_huggingface(path, Path(place) / "litgpt")
-                return cls(checkpoint_folder.load(Path(place) / "litgpt", device, dtype), path)
-        return cls(checkpoint_folder.load(path, device, dtype), path)
+    def open(cls, folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Self:
+        """The model of a litgpt checkpoint folder; `dtype` of the weights: as stored if None. Raises UserError."""
+        return cls(checkpoint_folder.load(Path(folder), device, dtype), Path(folder))
 
     def generate(self, prompts: list[str], sampling: Sampling) -> list[Completion]:
         """Continue every prompt; raises UserError for one that is empty, too long, or cannot be written in tokens."""
@@ -138,7 +125,9 @@ class Generator:
         self._room(prompt, self.encode(prompt))
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, special tokens spelt out; UserError where a character has none."""
+        """The tokens of a text, special tokens in it spelt out; UserError where a character has none."""
+        if not is_text(text):
+            raise UserError(f"the prompt {_shown(text)} is not UTF-8; give it in that encoding")
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         unknown = self.tokenizer.token_to_id(getattr(self.tokenizer.model, "unk_token", None) or "")
         written: set[int] = set()
@@ -210,7 +199,7 @@ class _Spelling:
 
     def __init__(self, tokenizer: Tokenizer, before: list[int], stop: tuple[str, ...]) -> None:
         self._tokenizer, self._stop = tokenizer, stop
-        self._ids, self._told = list(before), len(before)
+        self._ids, self._released = list(before), len(before)
         self._held = ""
         self.stopped = False
 
@@ -220,7 +209,7 @@ class _Spelling:
         text = self._text()
         if text.endswith("\N{REPLACEMENT CHARACTER}"):  # perhaps the first bytes of a character
             return ""
-        self._ids, self._told = self._ids[self._told :], len(self._ids) - self._told
+        self._ids, self._released = self._ids[self._released :], len(self._ids) - self._released
         return self._release(text)
 
     def rest(self) -> str:
@@ -229,8 +218,8 @@ class _Spelling:
         return text
 
     def _text(self) -> str:
-        """What the tokens not told yet add to those before them."""
-        before = self._tokenizer.decode(self._ids[: self._told])
+        """What the tokens not released yet add to those before them."""
+        before = self._tokenizer.decode(self._ids[: self._released])
         return self._tokenizer.decode(self._ids)[len(before) :]
 
     def _release(self, text: str) -> str:
@@ -247,17 +236,6 @@ class _Spelling:
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
-
-
-def _is_huggingface(path: Path) -> bool:
-    if not path.is_dir() or (path / checkpoint_folder.CONFIG).exists() or (path / checkpoint_folder.WEIGHTS).exists():
-        return False  # a litgpt folder may hold a config.json too
-    if (path / "config.json").is_file():
-        return True
-    raise UserError(
-        f"{path} holds no model: neither {checkpoint_folder.WEIGHTS} with {checkpoint_folder.CONFIG} (a litgpt "
-        "checkpoint folder) nor config.json with *.safetensors (a Hugging Face folder)"
-    )
 
 
 def _eos_ids(folder: Path) -> frozenset[int]:

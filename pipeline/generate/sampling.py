@@ -2,7 +2,8 @@
 
     logits_BV = shaped(logits_BV, seen_BV, sampling); token_B = draw(logits_BV, sampling, uniform_B)
 
-The definitions and their order are those of transformers' logits processors, so that settings mean the same in both.
+The order is that of transformers, whose logits processors do all but the penalty (ours takes rows of any length), so
+that settings mean the same in both.
 
 Legend: B rows (prompts), V vocabulary.
 """
@@ -10,9 +11,11 @@ Legend: B rows (prompts), V vocabulary.
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from pipeline.errors import UserError
 
@@ -38,10 +41,15 @@ class Sampling:
             ("top_p", "more than 0, at most 1", 0 < self.top_p <= 1),
             ("min_p", "0 to 1", 0 <= self.min_p <= 1),
             ("repetition_penalty", "more than 0 (1: none)", 0 < self.repetition_penalty < math.inf),
-            ("stop", "strings of a character or more", all(self.stop)),
+            ("stop", "texts of a character or more, in UTF-8", all(text and is_text(text) for text in self.stop)),
         ):
             if not right:
                 raise UserError(f"{name} = {getattr(self, name)!r}; allowed: {allowed}")
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can write it; bytes of another encoding on a command line arrive as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def uniforms(sampling: Sampling, prompt: str, count: int) -> Tensor:
@@ -63,18 +71,13 @@ def shaped(logits_BV: Tensor, seen_BV: Tensor | None, sampling: Sampling) -> Ten
     if sampling.temperature == 0:
         return logits_BV
     logits_BV = logits_BV / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits_BV.size(-1):
-        least_B1 = logits_BV.topk(sampling.top_k).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -math.inf)
-    if sampling.top_p < 1:
-        sorted_BV, order_BV = logits_BV.sort()
-        outside_BV = sorted_BV.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
-        outside_BV[:, -1] = False  # the likeliest always stays
-        logits_BV = logits_BV.masked_fill(outside_BV.scatter(1, order_BV, outside_BV), -math.inf)
-    if sampling.min_p > 0:
-        probability_BV = logits_BV.softmax(-1)
-        least_B1 = sampling.min_p * probability_BV.amax(-1, keepdim=True)
-        logits_BV = logits_BV.masked_fill(probability_BV < least_B1, -math.inf)
+    warpers: list[Any] = [
+        *([TopKLogitsWarper(sampling.top_k)] if sampling.top_k is not None else []),
+        *([TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []),
+        *([MinPLogitsWarper(sampling.min_p)] if sampling.min_p > 0 else []),
+    ]
+    for warper in warpers:
+        logits_BV = warper(None, logits_BV)
     return logits_BV
 
 

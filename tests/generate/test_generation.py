@@ -25,6 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import params
+from pipeline.cli.terminal import opened
 from pipeline.errors import UserError
 from pipeline.generate import generation
 from pipeline.generate.decoding import Decoder
@@ -98,7 +99,8 @@ def test_greedy_equals_transformers_token_for_token(any_kind: Generator, tmp_pat
 
 def test_a_hugging_face_folder_and_its_litgpt_folder_give_the_same_text(generator: Generator, tmp_path: Path) -> None:
     to_huggingface(generator.model, generator.tokenizer_folder, tmp_path / "hf", "float32", 10**9)
-    assert Generator.open(tmp_path / "hf").generate(PROMPTS, GREEDY) == generator.generate(PROMPTS, GREEDY)
+    with opened(str(tmp_path / "hf"), "cpu") as exported:
+        assert exported.generate(PROMPTS, GREEDY) == generator.generate(PROMPTS, GREEDY)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "dense", "sigmoid"])  # litgpt has no experts in every other layer
@@ -289,12 +291,13 @@ def test_a_hub_folder_may_spell_its_eos_token_as_an_object_or_have_none(
     (tmp_path / "hf/generation_config.json").unlink()
     path = tmp_path / "hf/tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": end}))
-    found = Generator.open(tmp_path / "hf")
+    with opened(str(tmp_path / "hf"), "cpu") as found:
+        pass
     assert found.eos_ids == (generator.eos_ids if end else frozenset())
     assert found.generate(["Once"], Sampling(max_new_tokens=3))[0].n_tokens <= 3
     path.write_text("[")
-    with pytest.raises(UserError, match=r"tokenizer_config\.json is no JSON"):
-        Generator.open(tmp_path / "hf")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is no JSON"), opened(str(tmp_path / "hf"), "cpu"):
+        pass
 
 
 def test_rows_of_the_embedding_without_a_token_are_never_chosen(
@@ -360,6 +363,14 @@ def test_an_empty_prompt_is_refused(generator: Generator) -> None:
         generator.generate(["Once", ""], GREEDY)
 
 
+def test_bytes_that_are_no_text_are_refused(generator: Generator) -> None:
+    typed = b"caf\xe9".decode("utf-8", "surrogateescape")  # as Python hands over what a terminal sends
+    with pytest.raises(UserError, match=r"'caf\\udce9' is not UTF-8"):
+        generator.generate([typed], GREEDY)
+    with pytest.raises(UserError, match=r"stop = .* in UTF-8"):
+        Sampling(stop=("the end", typed))
+
+
 def test_a_prompt_longer_than_the_context_is_refused_with_both_lengths(generator: Generator) -> None:
     prompt = "word " * 100
     with pytest.raises(UserError, match=f"has {len(generator.encode(prompt))} tokens; the model's context is 64"):
@@ -419,5 +430,5 @@ def test_folders_that_hold_no_sound_model_are_refused(generator: Generator, tmp_
         ("empty", "holds no model"),
         ("absent", "is no folder"),
     ):
-        with pytest.raises(UserError, match=words):
-            Generator.open(tmp_path / name)
+        with pytest.raises(UserError, match=words), opened(str(tmp_path / name), "cpu"):
+            pass
