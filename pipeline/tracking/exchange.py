@@ -2,6 +2,7 @@
 
 import base64
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def fetch(artifact: str) -> None:
     """
     version = _version(artifact)
     row = _row(version)
-    if row is None or not version.metadata.get("dvc_md5"):
+    if row is None or not isinstance(version.metadata.get("dvc_md5"), dict):
         raise UserError(
             f"{version.source_qualified_name} is no output of this pipeline; `wandb artifact get` fetches it"
         )
@@ -75,11 +76,12 @@ def fetch(artifact: str) -> None:
                 aside = Path(folder) / own.name
                 _download(each, aside)
                 places |= _checked(each, own, aside)
-        for output, fetched in places.items():
-            with written_whole(output) as partial:
-                os.replace(fetched, partial)
-    console.say(f"fetch: {', '.join(places)} from {version.source_qualified_name}: every hash is right")
-    _accept(row)
+        with _only_writer(row.stage) as stage:
+            for output, fetched in places.items():
+                with written_whole(output) as partial:
+                    os.replace(fetched, partial)
+            console.say(f"fetch: {', '.join(places)} from {version.source_qualified_name}: every hash is right")
+            _accept(stage)
 
 
 def source_artifact(artifact: str, into: Path) -> Source:
@@ -216,12 +218,23 @@ def _row(version: Any) -> Artifact | None:
 
 
 def _checked(version: Any, row: Artifact, aside: Path) -> dict[str, Path]:
-    """{output: where it was fetched to}, each with the hash that DVC had. Raises UserError."""
-    places = {output: aside / Path(output).relative_to(row.path) for output in version.metadata["dvc_md5"]}
-    for output, place in places.items():
-        found, expected = hashing.tree_md5(place), version.metadata["dvc_md5"][output]
+    """{output: where it was fetched to}, each with the hash that DVC had. Raises UserError.
+
+    The metadata is whatever somebody has uploaded: only outputs that dvc.yaml declares are taken, and only to places
+    that lie in the project.
+    """
+    name, declared, root = version.source_qualified_name, artifacts.outputs(row), Path().resolve()
+    places = {}
+    for output, expected in version.metadata["dvc_md5"].items():
+        if output not in declared:
+            raise UserError(f"{name}: {output} is no output of {row.stage} in dvc.yaml; it has {', '.join(declared)}")
+        if not Path(output).resolve().is_relative_to(root):
+            raise UserError(f"{output} is a link out of the project, where nothing is written; remove the link first")
+        place = aside / Path(output).relative_to(row.path)
+        found = hashing.tree_md5(place) if place.exists() else "none"
         if found != expected:
-            raise UserError(f"{version.source_qualified_name}: {output} has the hash {found}, DVC had {expected}")
+            raise UserError(f"{name}: {output} has the hash {found}, DVC had {expected}")
+        places[output] = place
     return places
 
 
@@ -229,26 +242,40 @@ def _md5_b64(file: Path) -> str:
     return base64.b64encode(bytes.fromhex(hashing.file_md5(file))).decode()
 
 
-def _accept(row: Artifact) -> None:
-    """Write to dvc.lock that the stage has run and this came out, as `dvc commit -f` does; say what is next."""
-    if not Path("dvc.yaml").exists():
-        return
+@contextmanager
+def _only_writer(name: str) -> Iterator[Any]:
+    """DVC's stage of that name, while nothing else that DVC runs reads or writes its outputs. Raises UserError."""
+    from dvc.exceptions import DvcException  # type: ignore[import-untyped]
     from dvc.repo import Repo  # type: ignore[import-untyped]
+    from dvc.rwlock import rwlock  # type: ignore[import-untyped]
 
-    with Repo() as repo, repo.lock:
-        stage = repo.stage.load_one(name=row.stage)
-        missing = [str(dep) for dep in stage.deps if not dep.exists]
-        absent = [str(out) for out in stage.outs if not out.exists]
-        # Not to the run cache: it would be given out later as what these dependencies really make.
-        stage.save(allow_missing=True, run_cache=False)
-        stage.commit(allow_missing=True)
-        stage.frozen = bool(missing)
-        stage.dump(update_pipeline=bool(missing))
-    said = f"fetch: dvc.lock takes it as the output of {row.stage}; `dvc repro` goes on after it"
+    try:
+        with Repo() as repo, repo.lock:
+            stage = repo.stage.load_one(name=name)
+            deps, outs = ([item.fs_path for item in items] for items in (stage.deps, stage.outs))
+            command = " ".join(sys.argv)  # as DVC itself signs the lock, so that its own calls here hold it too
+            with rwlock(repo.tmp_dir, repo.fs, command, deps, outs, repo.config["core"].get("hardlink_lock", False)):
+                yield stage
+    except DvcException as error:
+        raise UserError(f"fetch: DVC refuses: {error}") from None
+
+
+def _accept(stage: Any) -> None:
+    """Write to dvc.lock that the stage has run and this came out, as `dvc commit -f` does; say what is next."""
+    missing = [str(dep) for dep in stage.deps if not dep.exists]
+    absent = [str(out) for out in stage.outs if not out.exists]
+    # Not to the run cache: it would be given out later as what these dependencies really make.
+    stage.save(allow_missing=True, run_cache=False)
+    stage.commit(allow_missing=True)
+    stage.frozen = bool(missing)
+    stage.dump(update_pipeline=bool(missing))
+    said = f"fetch: dvc.lock takes it as the output of {stage.name}; `dvc repro` goes on after it"
     if missing:
-        said += f". {', '.join(missing)} not here: {row.stage} is frozen (`dvc unfreeze {row.stage}` lets it run again)"
+        said += (
+            f". {', '.join(missing)} not here: {stage.name} is frozen (`dvc unfreeze {stage.name}` lets it run again)"
+        )
     if absent:
-        said += f". {', '.join(absent)} not here: DVC will run {row.stage} again for them"
+        said += f". {', '.join(absent)} not here: DVC will run {stage.name} again for them"
     console.say(said)
 
 

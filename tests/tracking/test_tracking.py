@@ -478,6 +478,66 @@ def test_a_hash_other_than_dvcs_is_refused(wb: WandbServer) -> None:
         tracking.fetch("raw:v7")
 
 
+def claim(wb: WandbServer, name: str, outputs: object) -> None:
+    """Let the metadata of an artifact say something else, as somebody who may write to the project can."""
+    version = wb.version(name)
+    version.metadata = json.dumps(json.loads(version.metadata) | {"dvc_md5": outputs})
+
+
+@pytest.mark.parametrize(
+    "output", ["reports/../../secret.txt", "reports/evil.json", "reports/train.json", "../stolen", "/tmp/stolen", ""]
+)
+def test_only_outputs_that_dvc_yaml_declares_are_fetched(wb: WandbServer, project: Path, output: str) -> None:
+    run_stage("download")
+    secret = project.parent / "secret.txt"
+    secret.write_text("mine")
+    before = {file: file.read_bytes() for file in [*project.rglob("*.json"), *project.rglob("*.bin")]}
+    claim(wb, "report-download:latest", {output: tree_md5("reports/download.json")})
+    with pytest.raises(UserError, match=r"is no output of download in dvc\.yaml; it has reports/download\.json"):
+        tracking.fetch("report-download:latest")
+    assert secret.read_text() == "mine" and not (project.parent / "stolen").exists()
+    assert before == {file: file.read_bytes() for file in [*project.rglob("*.json"), *project.rglob("*.bin")]}
+
+
+def test_metadata_of_another_form_and_an_output_that_is_not_in_the_artifact_are_refused(wb: WandbServer) -> None:
+    run_stage("tokenize")
+    for outputs, words in (
+        (["data/tokens"], "is no output of this pipeline"),
+        ({"data/tokenizer": "0"}, "is no output of tokenize"),
+    ):
+        claim(wb, "tokens:latest", outputs)
+        with pytest.raises(UserError, match=words):
+            tracking.fetch("tokens:latest")
+
+
+def test_a_link_out_of_the_project_is_not_written_through(wb: WandbServer, project: Path) -> None:
+    run_stage("download")
+    elsewhere = project.parent / "elsewhere"
+    shutil.move("data", elsewhere)
+    Path("data").symlink_to(elsewhere)
+    (elsewhere / "raw/empty").write_text("mine")
+    with pytest.raises(UserError, match=r"data/raw is a link out of the project"):
+        tracking.fetch("raw:latest")
+    assert (elsewhere / "raw/empty").read_text() == "mine"
+
+
+def test_fetch_waits_for_nobody_and_changes_nothing_while_dvc_runs_the_stage(wb: WandbServer) -> None:
+    from dvc.repo import Repo
+    from dvc.rwlock import rwlock
+
+    run_stage("download")
+    before = content_hash("data/raw")
+    write_outputs("download", text="of the run that goes on")
+    with Repo.init(no_scm=True) as repo:
+        path = str(Path("data/raw").absolute())
+        with rwlock(repo.tmp_dir, repo.fs, "dvc repro", [], [path], False):
+            with pytest.raises(UserError, match="is busy, it is being blocked by"):
+                tracking.fetch("raw:latest")
+            assert content_hash("data/raw") != before
+        tracking.fetch("raw:latest")
+        assert content_hash("data/raw") == before
+
+
 def test_source_artifact_is_the_same_files_and_is_recorded(wb: WandbServer) -> None:
     run_stage("clean")
     with tracking.stage_run("download", CONFIG):
