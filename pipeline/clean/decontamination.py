@@ -1,31 +1,31 @@
 """Training documents that share a sequence of words with val or a benchmark (the n-gram rule of GPT-3, appendix C).
 
-A text shorter than a sequence is sought as a whole: it drops a training document that says the same and no more.
+A text shorter than a sequence is blocked as a whole: it drops a training document that says the same and no more.
 
-for reason, ngrams in sought(params, val_texts).items():
-    drop = overlaps(texts, params.decontaminate_ngram, ngrams)
+blocked = of_val(params, val_texts)
+drop = overlaps(texts, params.decontaminate_ngram, blocked)
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.clean.quality import Characters, ngrams, slices, whole_texts
+from pipeline.clean.characters import Characters, ngrams, slices, whole_texts
 from pipeline.documents.reading import ALLOWED, How, Reader, kind_of
 from pipeline.errors import UserError
 from pipeline.params import Clean
 
 
-def sought(params: Clean, val_texts: Callable[[], Iterable[pa.Array]]) -> dict[str, np.ndarray]:
-    """The sorted hashes of what must not stand in train, by the reason that a document is dropped for."""
-    n, found = params.decontaminate_ngram, {}
-    if params.decontaminate:
-        found["benchmark_overlap"] = _hashes((_file_texts(Path(name)) for name in params.decontaminate), n)
-    if params.decontaminate_val:
-        found["val_overlap"] = _hashes(val_texts(), n)
-    return found
+def of_benchmarks(params: Clean, val_texts: Iterable[pa.Array]) -> np.ndarray:
+    """The sorted hashes of the n-grams of the files of `decontaminate`."""
+    return _hashes((_file_texts(Path(name)) for name in params.decontaminate), params.decontaminate_ngram)
+
+
+def of_val(params: Clean, val_texts: Iterable[pa.Array]) -> np.ndarray:
+    """The sorted hashes of the n-grams of val."""
+    return _hashes(val_texts, params.decontaminate_ngram)
 
 
 def overlaps(texts: pa.Array, n: int, ngram_hashes: np.ndarray) -> np.ndarray:

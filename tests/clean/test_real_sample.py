@@ -61,7 +61,7 @@ def test_a_story_told_again_with_one_word_changed_is_reported_as_a_near_duplicat
     (tmp_path / "more.txt").write_text(f"{sample.rstrip()}\n{again}\n", encoding="utf-8")
     report = cleaned(tmp_path / "more.txt", tmp_path)
     assert report["steps"]["near_duplicates"]["documents_dropped"] == 1
-    assert report["dropped"]["near_duplicate"]["examples"] == [again[:300]]
+    assert report["dropped"]["near_duplicates"]["examples"] == [again[:300]]
 
 
 def test_the_sample_in_any_file_format_gives_the_same_token_bytes(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_bad_corpus_is_refused_by_download(
     ("documents", "message"),
     [
         ([STORY], "one document is left, and val needs one of its own: data/raw has 1 (dropped: none)"),
-        ([STORY] * 3, "data/raw has 3 (dropped: 2 exact duplicate)"),
+        ([STORY] * 3, "data/raw has 3 (dropped: 2 exact duplicates)"),
         (["Too short."] * 3, "no document is left: data/raw has 3 (dropped: 3 too short)"),
         (None, "no part-*.parquet in data/raw; run the stage download first"),
     ],

@@ -1,7 +1,7 @@
-"""Documents that are nearly the same: MinHash signatures (Broder 1997), banded so that only likely pairs are compared.
+"""Documents that are the same, by the hash of their text, or nearly so, by MinHash signatures (Broder 1997).
 
     pairs = NearDuplicates(params, folder)
-    pairs.add(signatures)              # uint32 [documents, bands * rows], as often as there are batches
+    pairs.add(signatures)              # uint32 [documents * bands * rows], as often as there are batches
     doubles = pairs.find(order)        # bool [documents]
 
 A signature has `bands` x `rows` hashes; two documents of similarity s share all rows of some band with probability
@@ -9,6 +9,7 @@ A signature has `bands` x `rows` hashes; two documents of similarity s share all
 Signatures wait on disk; memory holds one 8-byte hash a document, one band at a time.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -33,6 +34,28 @@ def signature(text: daft.Expression, params: Params) -> daft.Expression:
     )
 
 
+@dataclass(frozen=True)
+class Hashes:
+    """What is known of all documents that the first pass keeps, in their order."""
+
+    key: np.ndarray  # of the text, uint64 [documents]
+    near: "NearDuplicates | None"  # their signatures, where these are wanted
+
+
+def exact(hashes: Hashes, order: np.ndarray) -> np.ndarray:
+    """Which documents have the text of one that comes earlier in `order` (indices, best first); bool [documents]."""
+    _, first = np.unique(hashes.key[order], return_index=True)
+    doubles = np.zeros(len(hashes.key), bool)
+    doubles[np.delete(order, first)] = True
+    return doubles
+
+
+def near(hashes: Hashes, order: np.ndarray) -> np.ndarray:
+    """Which documents are near duplicates of one that comes earlier in `order` (indices, best first)."""
+    assert hashes.near is not None
+    return hashes.near.find(order)
+
+
 class NearDuplicates:
     """Collects signatures in files of `folder` and finds the documents that a better one makes superfluous."""
 
@@ -43,17 +66,16 @@ class NearDuplicates:
         self._files: list[IO[bytes]] = [path.open("wb") for path in (self._signatures, *self._bands)]
 
     def add(self, signatures: np.ndarray) -> None:
-        """Append the signatures of further documents, uint32 [documents, bands * rows]."""
-        signatures = np.ascontiguousarray(signatures, np.uint32)
-        self._files[0].write(signatures.tobytes())
-        rows = signatures.reshape(len(signatures), self._params.bands, self._params.rows)
+        """Append the signatures of further documents, uint32 [documents * bands * rows]."""
+        rows = np.ascontiguousarray(signatures, np.uint32).reshape(-1, self._params.bands, self._params.rows)
+        self._files[0].write(rows.tobytes())
         for band, file in enumerate(self._files[1:]):
-            hashes = np.zeros(len(signatures), np.uint64)
+            hashes = np.zeros(len(rows), np.uint64)
             for row in range(self._params.rows):
                 hashes = (hashes ^ rows[:, band, row]) * _MULTIPLIER
                 hashes ^= hashes >> np.uint64(29)
             file.write(hashes.tobytes())
-        self._count += len(signatures)
+        self._count += len(rows)
 
     def find(self, order: np.ndarray) -> np.ndarray:
         """Which documents are near duplicates of one that comes earlier in `order` (indices, best first); bool [n].

@@ -1,7 +1,7 @@
-"""Statistics of documents, a batch at a time: script, Gopher's quality rules, hashes of word sequences.
+"""A batch of documents as arrays of characters, words and lines, and hashes of their word sequences.
 
     batch = Characters(texts)                    # texts: a pyarrow array of strings
-    broken_rules(batch, params.clean.quality)    # {rule: which documents break it}
+    script_share(batch, "latin")                 # of the letters of each document
     ngrams(batch, 13)                            # hashes of 13 words in a row, and whose they are
 
 Dimensions: C characters of the batch, R runs of characters (words, lines), D documents, G word sequences.
@@ -9,22 +9,14 @@ Dimensions: C characters of the batch, R runs of characters (words, lines), D do
 
 import unicodedata
 from collections.abc import Iterator
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.documents.shards import byte_lengths
-from pipeline.params import Quality
 
-RULES = (
-    "quality_word_length",
-    "quality_symbols",
-    "quality_alphabetic_words",
-    "quality_duplicate_lines",
-    "quality_top_ngram",
-)
 _LATIN = "AZ az ªª ºº ÀÖ Øö øʯ Ḁỿ ⱠⱿ Ꜣꞇ Ꞌꟿ ꬰꭤ ＡＺ ａｚ"
 _HAN = ("\u2e80\u2fdf", "々〇", "\u3021\u3029", "\u3400\u4dbf", "\u4e00\u9fff", "\uf900\ufaff", "\U00020000\U000323af")
 _BASE = 0x9E3779B97F4A7C15  # of the polynomial hashes, which are taken modulo 2^64
@@ -79,14 +71,29 @@ def slices(texts: pa.Array) -> Iterator[pa.Array]:
 
 
 class Characters:
-    """The code points of a batch of texts in a row, a line break after each text."""
+    """The code points of a batch of texts in a row, a line break after each text. What is not asked is not computed."""
 
     def __init__(self, texts: pa.Array) -> None:
-        joined = "\n".join([*texts.to_pylist(), ""])
         self.texts = texts
-        self.point_C = np.frombuffer(joined.encode("utf-32-le"), np.uint32)
-        length_D = pc.utf8_length(texts).to_numpy(zero_copy_only=False).astype(np.int64) + 1
-        self.start_D = np.concatenate([[0], np.cumsum(length_D)[:-1]]) if len(texts) else np.zeros(0, np.int64)
+
+    @cached_property
+    def length_D(self) -> np.ndarray:
+        """Characters of each document, int64 [D]."""
+        return pc.utf8_length(self.texts).to_numpy(zero_copy_only=False).astype(np.int64)
+
+    @cached_property
+    def start_D(self) -> np.ndarray:
+        """Where each document starts, int64 [D]."""
+        return np.cumsum(self.length_D + 1) - self.length_D - 1
+
+    @cached_property
+    def point_C(self) -> np.ndarray:
+        return np.frombuffer("\n".join([*self.texts.to_pylist(), ""]).encode("utf-32-le"), np.uint32)
+
+    @cached_property
+    def token_R(self) -> "Runs":
+        """What stands between white space."""
+        return self.runs(~_tables()[2][self.point_C])
 
     def count(self, mask_C: np.ndarray) -> np.ndarray:
         """How many characters of the mask each document has, int64 [D]."""
@@ -104,15 +111,24 @@ class Characters:
         stop_R = stop_R[np.searchsorted(stop_R, start_R, side="right")] if len(start_R) else start_R
         stop_R[:-1] = np.minimum(stop_R[:-1], start_R[1:])
         document_R = np.searchsorted(self.start_D, start_R, side="right") - 1
-        return Runs(start_R, stop_R, document_R)
+        return Runs(start_R, stop_R, document_R, len(self.start_D))
 
 
 class Runs:
     """Words or lines: where they start and stop in the batch, and whose they are."""
 
-    def __init__(self, start_R: np.ndarray, stop_R: np.ndarray, document_R: np.ndarray) -> None:
-        self.start_R, self.stop_R, self.document_R = start_R, stop_R, document_R
+    def __init__(self, start_R: np.ndarray, stop_R: np.ndarray, document_R: np.ndarray, documents: int) -> None:
+        self.start_R, self.stop_R, self.document_R, self._documents = start_R, stop_R, document_R, documents
         self.length_R = stop_R - start_R
+
+    @cached_property
+    def count_D(self) -> np.ndarray:
+        """How many each document has, but at least 1, so that shares can be taken of it."""
+        return np.maximum(np.bincount(self.document_R, minlength=self._documents), 1)
+
+    def total(self, weight_R: np.ndarray) -> np.ndarray:
+        """The sum of the weights of each document's runs, float64 [D]."""
+        return np.bincount(self.document_R, weights=weight_R, minlength=self._documents)
 
     def hashes(self, value_C: np.ndarray) -> np.ndarray:
         """A hash of each run's characters, uint64 [R]: a polynomial of their values, as differences of sums."""
@@ -172,40 +188,23 @@ def script_share(batch: Characters, script: str) -> np.ndarray:
     return batch.count(_script(script)[batch.point_C]) / np.maximum(letters_D, 1)
 
 
-def broken_rules(batch: Characters, params: Quality) -> dict[str, np.ndarray]:
-    """Which documents break which of Gopher's rules (Rae et al. 2021, table A1), bool [D] by rule."""
-    _, is_letter, is_space = _tables()
-    n_documents = len(batch.start_D)
-    tokens = batch.runs(~is_space[batch.point_C])  # what stands between white space
-    token_D = np.maximum(np.bincount(tokens.document_R, minlength=n_documents), 1)
-    length_D = np.bincount(tokens.document_R, weights=tokens.length_R, minlength=n_documents) / token_D
-    letters_C = np.concatenate([[0], np.cumsum(is_letter[batch.point_C])])
-    alphabetic_R = letters_C[tokens.stop_R] > letters_C[tokens.start_R]
-    alphabetic_D = np.bincount(tokens.document_R[alphabetic_R], minlength=n_documents)
-    symbols_D = sum(pc.count_substring(batch.texts, s).to_numpy(zero_copy_only=False) for s in ("#", "…", "..."))
-    low, high = params.mean_word_length
-    return {
-        "quality_word_length": (length_D < low) | (length_D > high),
-        "quality_symbols": symbols_D / token_D > params.max_symbol_ratio,
-        "quality_alphabetic_words": alphabetic_D / token_D < params.min_alphabetic_words,
-        "quality_duplicate_lines": _duplicate_lines(batch) > params.max_duplicate_lines,
-        "quality_top_ngram": _top_ngram(batch) > params.max_top_ngram,
-    }
+def with_letter(batch: Characters) -> np.ndarray:
+    """Which of the batch's tokens have a letter, bool [R]."""
+    letters_C = np.concatenate([[0], np.cumsum(_tables()[1][batch.point_C])])
+    return letters_C[batch.token_R.stop_R] > letters_C[batch.token_R.start_R]
 
 
-def _duplicate_lines(batch: Characters) -> np.ndarray:
+def repeated_lines(batch: Characters) -> np.ndarray:
     """Share of a document's lines that repeat an earlier one, float64 [D]."""
-    n_documents = len(batch.start_D)
     lines = batch.runs(batch.point_C != ord("\n"))
-    lines_D = np.bincount(lines.document_R, minlength=n_documents)
     _, first = np.unique(_of_document(lines.hashes(batch.point_C), lines.document_R), return_index=True)
-    distinct_D = np.bincount(lines.document_R[first], minlength=n_documents)
-    return 1 - distinct_D / np.maximum(lines_D, 1)
+    distinct_D = np.bincount(lines.document_R[first], minlength=len(batch.start_D))
+    return 1 - distinct_D / lines.count_D
 
 
-def _top_ngram(batch: Characters) -> np.ndarray:
-    """Share of a document's letters and digits within its most common repeated 3 words, float64 [D]."""
-    hash_G, document_G, chars_G = ngrams(batch, 3)
+def top_ngram(batch: Characters, n: int) -> np.ndarray:
+    """Share of a document's letters and digits within its most common repeated n words, float64 [D]."""
+    hash_G, document_G, chars_G = ngrams(batch, n)
     _, first, count = np.unique(_of_document(hash_G, document_G), return_index=True, return_counts=True)
     covered = np.where(count > 1, count * chars_G[first], 0)
     top_D = np.zeros(len(batch.start_D), np.int64)
