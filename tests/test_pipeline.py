@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from pipeline import params
 from pipeline.clean import cleaning
@@ -201,6 +203,101 @@ def test_the_reports_can_be_shown_by_dvc(clone, repro):
     run(clone, "dvc", "plots", "show", "-o", "plots_shown")
     assert (clone / "plots_shown" / "index.html").stat().st_size > 1000
     shutil.rmtree(clone / "plots_shown")
+
+
+# --- what a stage declares is what it reads ---------------------------------------------------------------------------
+
+# Watchers cannot change what a stage computes: they validate parameters (whose values DVC tracks), speak, or look on.
+WATCHERS = {"params", "stage", "console", "errors", "tracking"}
+REFUSES_ONLY = {("train", "huggingface")}  # checks before training that the model can be exported
+LOOK_ONLY = {("train", "plotting")}  # a change of the pictures' look never trains again
+RARELY = {("evaluate", "huggingface")}  # with lm-eval tasks
+OTHER_SOURCES = {"HuggingFace", "Url", "Wandb"}  # need a server; tests/download has one
+
+
+@pytest.fixture(scope="session")
+def recorded(clone, repro, tmp_path_factory) -> dict[str, dict[str, set]]:
+    """What each stage imports, opens and reads of the parameters, with as much switched on as one run can have."""
+    folder = tmp_path_factory.mktemp("recorded") / "project"
+    shutil.copytree(clone, folder, ignore=shutil.ignore_patterns(".git", "checkpoints"))
+    (folder / "books").mkdir()
+    texts = [story.text for story in stories(300, seed=5)]
+    (folder / "books" / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    rope = "{factor: 2, low_freq_factor: 1, high_freq_factor: 4, original_block_size: 32}"
+    config = folder / "configs" / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace("download: {documents: 300}\n", ""), "utf-8")
+    quality = ["clean.quality.enabled=true", "clean.near_duplicates.enabled=true", "clean.script=latin"]
+    local = ["download=local", "download.path=books", "tokenizer.vocab_size=300"]
+    run(folder, "pipeline.cli", "compose", *local, *quality, f"model.rope_scaling={rope}")
+    found = {}
+    for stage in STAGES:
+        run(folder, "tests.recorder", stage, "recorded.json")
+        said = json.loads((folder / "recorded.json").read_text("utf-8"))
+        found[stage] = {name: set(map(tuple, items) if name == "imports" else items) for name, items in said.items()}
+    return found
+
+
+def declared(stage: str) -> dict:
+    return yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"][stage]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_the_rooms_of_code_that_it_imports(stage, recorded):
+    imports = recorded[stage]["imports"]
+    used, waiting = set(), ["__main__", f"stages.{stage}"]
+    while waiting:
+        module = waiting.pop()
+        room = module.split(".")[1] if module.startswith("pipeline.") else ""
+        if module not in used and room not in WATCHERS and (stage, room) not in REFUSES_ONLY | LOOK_ONLY:
+            used.add(module)
+            waiting += [imported for importer, imported in imports if importer == module]
+    rooms = {module.split(".")[1] for module in used if module.startswith("pipeline.")}
+    given = {Path(dep).stem for dep in declared(stage)["deps"] if dep.startswith("pipeline/")}
+    assert rooms | {room for name, room in RARELY if name == stage} == given
+    assert f"stages/{stage}.py" in declared(stage)["deps"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_the_data_that_it_opens(stage, recorded):
+    entry = declared(stage)
+    flows = ("data/", "models/", "reports/")
+    given = [dep for dep in entry["deps"] if dep.startswith(flows)]
+    own = [*entry["outs"], *entry.get("metrics", []), "reports/live"]
+    opened = {name for name in recorded[stage]["opened"] if name.startswith(flows) and "/." not in name}
+    read = {name for name in opened if not any(Path(name).is_relative_to(out) for out in own)}
+    stray = {name for name in read if not any(Path(name).is_relative_to(dep) for dep in given)}
+    assert not stray - {"data", "models", "reports"}
+    assert [dep for dep in given if not any(Path(name).is_relative_to(dep) for name in read)] == []
+
+
+def test_every_parameter_is_read_by_a_stage_that_declares_its_section(recorded):
+    def keys(model, section):
+        for name, field in model.model_fields.items():
+            for inner in inner_models(field.annotation):
+                yield from keys(inner, section or name)
+            if name != "watch" and section and model.__name__ not in OTHER_SOURCES:  # dvc.yaml reads `watch`
+                yield section, f"{model.__name__}.{name}"
+
+    def inner_models(annotation):
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield annotation
+        for part in get_args(annotation):
+            yield from inner_models(part)
+
+    readers = {
+        section: [stage for stage in STAGES if section in declared(stage)["params"]]
+        for section in params.Params.model_fields
+    }
+    unread = [
+        key
+        for section, key in keys(params.Params, "")
+        if not any(key in recorded[stage]["parameters"] for stage in readers[section]) and "Bundled" not in key
+    ]
+    assert unread == []
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_change_to_evaluate_runs_evaluate_and_export_at_most(clone, repro):

@@ -1,0 +1,121 @@
+"""The house: for each room of code, an edit there runs just the stages again that the plan names."""
+
+import contextlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+STAGES = ["download", "clean", "tokenize", "train", "evaluate", "export"]
+ROOMS = {  # place → the stages that depend on it, as docs/design.md has it
+    "stages/download.py": ["download"],
+    "stages/clean.py": ["clean"],
+    "stages/tokenize.py": ["tokenize"],
+    "stages/train.py": ["train"],
+    "stages/evaluate.py": ["evaluate"],
+    "stages/export.py": ["export"],
+    "pipeline/download": ["download"],
+    "pipeline/storyteller": ["download"],
+    "pipeline/documents": ["download", "clean"],
+    "pipeline/clean": ["clean"],
+    "pipeline/tokenize": ["tokenize"],
+    "pipeline/tokens": ["tokenize", "train", "evaluate", "export"],
+    "pipeline/model": ["train", "evaluate", "export"],
+    "pipeline/train": ["train"],
+    "pipeline/generate": ["evaluate"],
+    "pipeline/evaluate": ["evaluate"],
+    "pipeline/huggingface": ["evaluate", "export"],
+    "pipeline/export": ["export"],
+    "pipeline/files.py": STAGES,
+    "pipeline/hashing.py": ["train", "export"],
+    "pipeline/plotting.py": ["clean", "tokenize", "evaluate"],
+    "pipeline/params": [],
+    "pipeline/tracking": [],
+    "pipeline/cli": [],
+    "pipeline/stage.py": [],
+    "pipeline/console.py": [],
+    "pipeline/errors.py": [],
+    "stages/__init__.py": [],
+    "docs": [],
+    "tests": [],
+    "benchmarks": [],
+    "README.md": [],
+}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's files, with outputs of one byte that dvc.lock takes for those of a run."""
+    from dvc.repo import Repo
+
+    folder = tmp_path_factory.mktemp("house") / "project"
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    for stage in yaml.safe_load((folder / "dvc.yaml").read_text("utf-8"))["stages"].values():
+        for out in [*stage["outs"], *stage.get("metrics", [])]:
+            path = folder / out if Path(out).suffix else folder / out / "file"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("x", encoding="utf-8")
+    with contextlib.chdir(folder), Repo() as repo:
+        repo.commit(force=True)
+    assert changed(folder) == []
+    return folder
+
+
+def changed(folder: Path) -> list[str]:
+    """The stages that `dvc repro` would run for their own sake, in order."""
+    from dvc.repo import Repo
+
+    with contextlib.chdir(folder), Repo() as repo:
+        status = repo.status()
+        return [stage for stage in STAGES if stage in status]
+
+
+def test_the_plan_names_every_place_with_code(clone: Path) -> None:
+    places = {f"{top}/{path.name}" for top in ("pipeline", "stages") for path in (clone / top).iterdir()}
+    assert places - {"pipeline/__init__.py", "pipeline/py.typed"} == {p for p in ROOMS if p.startswith(("pipe", "st"))}
+
+
+@pytest.mark.parametrize("place", ROOMS)
+def test_an_edit_runs_the_stages_again_that_the_plan_names(clone: Path, place: str) -> None:
+    path = clone / place
+    edited = path if path.is_file() else sorted(file for file in path.rglob("*.*") if file.suffix in (".py", ".md"))[-1]
+    before = edited.read_bytes()
+    edited.write_bytes(before + b"\n# an edit\n")
+    try:
+        assert changed(clone) == ROOMS[place]
+    finally:
+        edited.write_bytes(before)
+    if path.is_dir() and ROOMS[place]:
+        (path / "one_more.py").write_text("", encoding="utf-8")
+        try:
+            assert changed(clone) == ROOMS[place]
+        finally:
+            (path / "one_more.py").unlink()
+
+
+@pytest.mark.parametrize(
+    "name", ["__pycache__/loop.cpython-311.pyc", ".loop.py.swp", "loop.py~", "#loop.py#", ".DS_Store"]
+)
+def test_what_python_and_editors_leave_runs_nothing(clone: Path, name: str) -> None:
+    path = clone / "pipeline" / "train" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x")
+    try:
+        assert changed(clone) == []
+    finally:
+        path.unlink()
+
+
+def test_dvc_yaml_is_read_at_a_glance() -> None:
+    text = (ROOT / "dvc.yaml").read_text("utf-8")
+    assert len(text.splitlines()) <= 170
+    for name, stage in yaml.safe_load(text)["stages"].items():
+        assert len([dep for dep in stage["deps"] if dep.startswith(("pipeline", "stages"))]) <= 8, name
