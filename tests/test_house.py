@@ -31,6 +31,7 @@ ROOMS = {  # place → the stages that depend on it, as docs/design.md has it
     "pipeline/export": ["export"],
     "pipeline/files.py": STAGES,
     "pipeline/hashing.py": ["train", "export"],
+    "pipeline/hub.py": ["download", "tokenize"],
     "pipeline/plotting.py": ["clean", "tokenize", "evaluate"],
     "pipeline/params": [],
     "pipeline/tracking": [],
