@@ -46,9 +46,9 @@ def main(
     n_new = min(new_tokens, generator.context - len(ids))
     with tempfile.TemporaryDirectory() as folder:
         to_huggingface(checkpoint_folder.load(checkpoint), checkpoint, Path(folder) / "hf", "float32", 10**10)
-        stock: Any = AutoModelForCausalLM.from_pretrained(Path(folder) / "hf", dtype=torch.float32)
-    stock.to(device)
-    stock.generation_config.eos_token_id = None
+        theirs: Any = AutoModelForCausalLM.from_pretrained(Path(folder) / "hf", dtype=torch.float32)
+    theirs.to(device)
+    theirs.generation_config.eos_token_id = None
     print(_where(checkpoint, device, len(ids), n_new))
     print("| prompts | ours, cache | ours, no cache | transformers | cache / no cache | ours / transformers |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
@@ -60,7 +60,7 @@ def main(
             "no cache": partial(_without_cache, model, idx_BT, n_new),
         }
         for way in _EXPERTS if moe_layers(model.params) else ("eager",):
-            ways[way] = partial(_transformers, stock, idx_BT, n_new, way)
+            ways[way] = partial(_transformers, theirs, idx_BT, n_new, way)
         speed = {name: rows * n_new / seconds for name, seconds in _best(ways, turns).items()}
         theirs = max(_EXPERTS, key=lambda way: speed.get(way, 0))
         cells = [speed["cache"], speed["no cache"], speed[theirs]]
@@ -80,10 +80,10 @@ def _without_cache(model: MoEGPT, idx_BT: torch.Tensor, n_new: int) -> torch.Ten
     return idx_BT
 
 
-def _transformers(stock: Any, idx_BT: torch.Tensor, n_new: int, way: str) -> torch.Tensor:
-    stock.set_experts_implementation(way)
+def _transformers(theirs: Any, idx_BT: torch.Tensor, n_new: int, way: str) -> torch.Tensor:
+    theirs.set_experts_implementation(way)
     ones = torch.ones_like(idx_BT)
-    return stock.generate(idx_BT, attention_mask=ones, do_sample=False, max_new_tokens=n_new, pad_token_id=0)
+    return theirs.generate(idx_BT, attention_mask=ones, do_sample=False, max_new_tokens=n_new, pad_token_id=0)
 
 
 def _best(ways: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:

@@ -338,7 +338,7 @@ def _huggingface(parameters: Any, place: Path, marks: _Marks, steps: int, qk_nor
     import torch
     from transformers import AutoModelForCausalLM
 
-    from pipeline.huggingface import stock
+    from pipeline.huggingface.weights import transformers_config
     from pipeline.train import launch
 
     model, train, chosen = parameters.model, parameters.train, parameters.train.optimizer
@@ -348,7 +348,7 @@ def _huggingface(parameters: Any, place: Path, marks: _Marks, steps: int, qk_nor
     if experts == "batched_mm" and device.type == "cpu":
         _refuse_copies_beyond_memory(parameters)
     torch.manual_seed(train.seed)
-    config = stock.stock_config(model, model.intermediate_size, model.vocab_size)
+    config = transformers_config(model, model.vocab_size)
     network = AutoModelForCausalLM.from_config(
         config, experts_implementation=experts, attn_implementation="sdpa", dtype=torch.float32
     ).to(device)

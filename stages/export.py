@@ -1,4 +1,4 @@
-"""Stage export: models/litgpt → models/hf, for stock transformers. Run as `python -m stages.export` from the root."""
+"""Stage export: models/litgpt → models/hf, for transformers. Run as `python -m stages.export` from the root."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +14,11 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(params: Annotated[Path, typer.Option(help="Parameters of the run.")] = Path("params.yaml")) -> None:
-    """Write the trained model for transformers (and llama.cpp), proved equal to what was trained."""
+    """Write the trained model for transformers (and llama.cpp), verified equal to what was trained."""
     with stage("export", params) as job:
         from pipeline.export import card, gguf
         from pipeline.huggingface import folder as huggingface
+        from pipeline.huggingface.verify import apart
         from pipeline.model import checkpoint_folder
 
         export = job.params.export
@@ -27,9 +28,9 @@ def main(params: Annotated[Path, typer.Option(help="Parameters of the run.")] = 
             for kind in export.gguf:
                 gguf.write(model, CHECKPOINT, folder / f"{export.name}-{kind}.gguf", kind, export.name)
             card.write(job.params, REPORTS, folder, report)
-        proof = huggingface.apart(report["max_logit_difference"])
-        proof += f", {report['greedy_tokens_equal']} of {report['greedy_tokens']} greedy tokens equal"
-        job.finish(report, wrote=[HUGGINGFACE], summary=f"{report['class']} in {export.dtype}, {proof}")
+        parity = apart(report["max_logit_difference"])
+        parity += f", {report['greedy_tokens_equal']} of {report['greedy_tokens']} greedy tokens equal"
+        job.finish(report, wrote=[HUGGINGFACE], summary=f"{report['class']} in {export.dtype}, {parity}")
         console.say('talk to the model: uv run moe generate --prompt "Once upon a time"')
 
 

@@ -20,7 +20,7 @@ from pipeline.model.build import MoEGPT
 def run(
     model: MoEGPT, tokenizer: Path, tasks: list[str], device: torch.device, batch_size: int
 ) -> dict[str, dict[str, float]]:
-    """Every metric of every task. The stock transformers model of a temporary export answers.
+    """Every metric of every task. A temporary export, loaded by transformers, answers.
 
     A task file may name Python functions (`!function`), which run: give only files you trust. Raises UserError for
     what `check` refuses.

@@ -11,6 +11,7 @@ Legend: C n_embd, H head_size, E n_expert, N blocks of q8_0.
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from pipeline import console, params
 from pipeline.errors import UserError
 from pipeline.files import written_whole
 from pipeline.huggingface.classes import gguf_architecture
-from pipeline.huggingface.stock import State, split_qkv
+from pipeline.huggingface.weights import State, to_huggingface
 from pipeline.model.build import MoEGPT
+from pipeline.model.layout import moe_layers
 from pipeline.tokens.tokenizer import special_ids
 
 _FILE_TYPES = {
@@ -79,8 +81,8 @@ def write(model: MoEGPT, tokenizer: Path, path: Path, kind: str, name: str) -> N
         n_token = _add_tokenizer(writer, words, tokenizer)
         if n_token > model.config.padded_vocab_size:
             raise UserError(f"{tokenizer}: {n_token} tokens, but the model has {model.config.padded_vocab_size}")
-        _add_hyperparameters(writer, model.params, model.config.intermediate_size or 0, n_token)
-        for tensor_name, tensor in tensors(model.state_dict(), model.params, n_token):
+        _add_hyperparameters(writer, model.params, n_token)
+        for tensor_name, tensor in tensors(model, n_token):
             array = _array(tensor)
             stored = quantization
             if array.ndim == 1 or tensor_name.endswith("ffn_gate_inp.weight"):
@@ -92,10 +94,10 @@ def write(model: MoEGPT, tokenizer: Path, path: Path, kind: str, name: str) -> N
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        prove(partial, tensors(model.state_dict(), model.params, n_token))
+        verify(partial, tensors(model, n_token))
 
 
-def prove(path: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+def verify(path: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Read a file back, tensor by tensor; RuntimeError where it holds other weights than these, rounding apart."""
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     for name, weight in weights:
@@ -130,45 +132,35 @@ def _half_unit(value: np.ndarray) -> np.ndarray:
     return np.maximum(value * 2.0**-11, 2.0**-25)  # below 2^-14 float16 has steps of 2^-24
 
 
-def tensors(state: State, model: params.Model, n_token: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights under litgpt's names → under llama.cpp's, shaped and ordered as it wants them."""
-    state = split_qkv(state, model)
-    llama = gguf_architecture(model) == "llama"
-    yield "token_embd.weight", state["transformer.wte.weight"][:n_token]
-    yield "output_norm.weight", state["transformer.ln_f.weight"]
-    if not model.tie_embeddings or gguf_architecture(model) == "qwen2moe":  # which has no rule for a missing one
-        yield "output.weight", state["lm_head.weight"][:n_token]
-    if model.rope_scaling:
-        yield "rope_freqs.weight", rope_factors(model)
-    for layer in range(model.n_layer):
-        ours, theirs = f"transformer.h.{layer}", f"blk.{layer}"
-        yield f"{theirs}.attn_norm.weight", state[f"{ours}.norm_1.weight"]
-        yield f"{theirs}.ffn_norm.weight", state[f"{ours}.norm_2.weight"]
-        for part, heads in (("q", model.n_head), ("k", model.n_query_groups)):
-            weight = state[f"{ours}.attn.{part}.weight"]
-            yield f"{theirs}.attn_{part}.weight", interleave(weight, heads) if llama else weight
-            if model.norm_qk:
-                yield f"{theirs}.attn_{part}_norm.weight", state[f"{ours}.attn.norm_{part}.weight"]
-        yield f"{theirs}.attn_v.weight", state[f"{ours}.attn.v.weight"]
-        yield f"{theirs}.attn_output.weight", state[f"{ours}.attn.proj.weight"]
-        yield from _mlp_tensors(state, model, f"{ours}.mlp", theirs)
+def tensors(model: MoEGPT, n_token: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight under llama.cpp's name, shaped and ordered as it wants it: what transformers gets, renamed."""
+    architecture = gguf_architecture(model.params)
+    weights = _stacked(to_huggingface(model.state_dict(), model.params, n_token))
+    if architecture == "qwen2moe":  # which has no rule for a missing one
+        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+    if model.params.rope_scaling:
+        yield "rope_freqs.weight", rope_factors(model.params)
+    kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    renamed = gguf.get_tensor_name_map(kind, model.params.n_layer)
+    heads = {"q_proj.weight": model.params.n_head, "k_proj.weight": model.params.n_query_groups}
+    for name, weight in weights.items():
+        part = name.split("self_attn.")[-1]
+        if architecture == "llama" and part in heads:
+            weight = interleave(weight, heads[part])
+        elif name.endswith("shared_expert_gate.weight"):
+            weight = torch.full((model.params.n_embd,), _NEARLY_ZERO)
+        theirs = renamed.get_name(name.replace("correction_bias", "correction.bias"), (".weight", ".bias"))
+        if theirs is None:
+            raise RuntimeError(f"the gguf package has no name for {name} in {architecture}")
+        yield theirs, weight
 
 
-def _mlp_tensors(state: State, model: params.Model, ours: str, theirs: str) -> Iterator[tuple[str, torch.Tensor]]:
-    parts = (("gate", "fc_1"), ("up", "fc_2"), ("down", "proj"))
-    if not model.n_expert:
-        for part, name in parts:
-            yield f"{theirs}.ffn_{part}.weight", state[f"{ours}.{name}.weight"]
-        return
-    yield f"{theirs}.ffn_gate_inp.weight", state[f"{ours}.gate.weight"]
-    for part, name in parts:
-        stack = [state[f"{ours}.experts.{e}.{name}.weight"] for e in range(model.n_expert)]
-        yield f"{theirs}.ffn_{part}_exps.weight", torch.stack(stack)
-    if model.n_shared_expert:
-        for part, name in parts:  # the gate halves what the shared expert says
-            twice = 2 if part == "down" else 1
-            yield f"{theirs}.ffn_{part}_shexp.weight", twice * state[f"{ours}.shared_experts.{name}.weight"]
-        yield f"{theirs}.ffn_gate_inp_shexp.weight", torch.full((model.n_embd,), _NEARLY_ZERO)
+def _stacked(weights: State) -> State:
+    """The experts' matrices [out, in] as one [E, out, in] a layer and part."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, weight in weights.items():
+        found.setdefault(re.sub(r"\.experts\.\d+\.", ".experts.", name), []).append(weight)
+    return {name: torch.stack(parts) if ".experts." in name else parts[0] for name, parts in found.items()}
 
 
 def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -187,14 +179,12 @@ def rope_factors(model: params.Model) -> torch.Tensor:
     return 1 / ((1 - kept) / scaling.factor + kept)
 
 
-def _add_hyperparameters(writer: gguf.GGUFWriter, model: params.Model, intermediate_size: int, n_token: int) -> None:
+def _add_hyperparameters(writer: gguf.GGUFWriter, model: params.Model, n_token: int) -> None:
     head_size = model.head_size or model.n_embd // model.n_head
     writer.add_vocab_size(n_token)
     writer.add_context_length(model.block_size)
     writer.add_embedding_length(model.n_embd)
     writer.add_block_count(model.n_layer)
-    llama_moe = model.n_expert and gguf_architecture(model) == "llama"  # has one width only, its experts'
-    writer.add_feed_forward_length(model.moe_intermediate_size if llama_moe else intermediate_size)
     writer.add_head_count(model.n_head)
     writer.add_head_count_kv(model.n_query_groups)
     writer.add_key_length(head_size)
@@ -202,13 +192,21 @@ def _add_hyperparameters(writer: gguf.GGUFWriter, model: params.Model, intermedi
     writer.add_layer_norm_rms_eps(model.norm_eps)
     writer.add_rope_dimension_count(head_size)
     writer.add_rope_freq_base(float(model.rope_base))
-    if model.n_expert:
-        writer.add_expert_count(model.n_expert)
-        writer.add_expert_used_count(model.n_expert_per_token)
-        if not llama_moe:
-            writer.add_expert_feed_forward_length(model.moe_intermediate_size)
-        if model.n_shared_expert:
-            writer.add_expert_shared_feed_forward_length(model.n_shared_expert * model.moe_intermediate_size)
+    one_width = model.n_expert and gguf_architecture(model) == "llama"  # its experts'
+    writer.add_feed_forward_length(model.moe_intermediate_size if one_width else model.intermediate_size)
+    if not model.n_expert:
+        return
+    shared = max(1, model.n_shared_expert)  # zero-filled where we have none, if the architecture has one
+    writer.add_expert_count(model.n_expert)
+    writer.add_expert_used_count(model.n_expert_per_token)
+    writer.add_expert_feed_forward_length(model.moe_intermediate_size)
+    writer.add_expert_shared_count(shared)
+    writer.add_expert_shared_feed_forward_length(shared * model.moe_intermediate_size)
+    if model.router == "sigmoid":
+        writer.add_leading_dense_block_count(moe_layers(model)[0])
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_weights_norm(model.norm_topk_prob)
+        writer.add_expert_weights_scale(model.routed_scaling_factor)
 
 
 # --- the tokenizer ----------------------------------------------------------------------------------------------------

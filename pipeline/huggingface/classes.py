@@ -1,74 +1,59 @@
-"""Which transformers class, and which architecture of llama.cpp, computes a model.
+"""The transformers classes that models are written for and read from, in the order in which they are tried.
 
-Imports neither torch nor transformers, so that checking the parameters stays quick.
+A new class is one module like its neighbours and one line in `ADAPTERS`. Imports neither torch nor transformers.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.model.layout import moe_layers
+from pipeline.huggingface.adapter import Adapter, different
+from pipeline.huggingface.glm4_moe import Glm4Moe
+from pipeline.huggingface.llama import Llama
+from pipeline.huggingface.mixtral import Mixtral
+from pipeline.huggingface.qwen2_moe import Qwen2Moe
+from pipeline.huggingface.qwen3 import Qwen3
+from pipeline.huggingface.qwen3_moe import Qwen3Moe
 
 if TYPE_CHECKING:
     from pipeline.params import Model
 
+ADAPTERS: tuple[Adapter, ...] = (Llama(), Qwen3(), Mixtral(), Qwen2Moe(), Qwen3Moe(), Glm4Moe())
+BY_NAME = {adapter.name: adapter for adapter in ADAPTERS}
 
-def stock_class(model: "Model") -> str:
-    """Name of the transformers class that represents this model exactly; ValueError where there is none."""
-    if not model.n_expert or model.dense_baseline != "none":
-        return "Qwen3ForCausalLM" if model.norm_qk else "LlamaForCausalLM"
-    if model.router == "sigmoid":
-        if model.n_expert < 2:
-            raise ValueError("n_expert: router: sigmoid needs at least 2 to be exported")
-        if moe_layers(model) != list(range(moe_layers(model)[0], model.n_layer)):
-            raise ValueError(
-                f"moe_every: {model.moe_every} with router: sigmoid is no class of transformers that this project "
-                "exports to; take moe_every: 1 (first_k_dense_replace gives dense layers) or router: softmax"
-            )
-        return "Glm4MoeForCausalLM"
-    if model.routed_scaling_factor != 1:
-        raise ValueError(
-            f"routed_scaling_factor: {model.routed_scaling_factor} with router: softmax cannot be exported; "
-            "take 1.0, or router: sigmoid"
-        )
-    if model.norm_qk and model.n_shared_expert:
-        raise ValueError(
-            f"n_shared_expert: {model.n_shared_expert} with norm_qk and router: softmax cannot be exported; "
-            "take 0, or norm_qk: false, or router: sigmoid"
-        )
-    if model.norm_qk:
-        return "Qwen3MoeForCausalLM"
-    plain = len(moe_layers(model)) == model.n_layer and not model.n_shared_expert and model.norm_topk_prob
-    return "MixtralForCausalLM" if plain else "Qwen2MoeForCausalLM"
+
+def adapter_of(model: "Model") -> Adapter:
+    """The first class that computes this model exactly; ValueError, with the nearest ones, where there is none."""
+    if model.dense_baseline != "none":
+        model = model.model_copy(update={"n_expert": 0})
+    candidates = [a for a in ADAPTERS if (a.only.get("n_expert") == 0) == (model.n_expert == 0)]
+    misfits = {adapter.name: adapter.misfits(model) for adapter in candidates}
+    for adapter in candidates:
+        if not misfits[adapter.name]:
+            return adapter
+    fewest = min(map(len, misfits.values()))
+    near = {name: found for name, found in misfits.items() if len(found) == fewest}
+    fields = dict.fromkeys(field for found in near.values() for field in found)
+    given = ", ".join(_said(field, getattr(model, field)) for field in fields)
+    take = {" and ".join(_said(*pair) for pair in found.items()): name for name, found in reversed(near.items())}
+    raise ValueError(
+        f"{given}: no transformers class computes this together; take "
+        + " or ".join(f"{words} ({name})" for words, name in reversed(take.items()))
+    )
 
 
 def gguf_architecture(model: "Model") -> str:
     """Name of the architecture of llama.cpp that computes this model; ValueError where there is none.
 
-    What each can do stands in llama.cpp's src/models/{llama,qwen3,qwen2moe,qwen3moe}.cpp.
+    What each can do is in llama.cpp's src/models/{llama,qwen3,qwen2moe,qwen3moe,glm4-moe}.cpp.
     """
-    stock = stock_class(model)
-    if stock == "Glm4MoeForCausalLM":
-        raise ValueError("router: sigmoid has no GGUF form in this project; take softmax, or export.gguf: []")
-    architecture = {
-        "LlamaForCausalLM": "llama",
-        "Qwen3ForCausalLM": "qwen3",
-        "MixtralForCausalLM": "llama",
-        "Qwen2MoeForCausalLM": "qwen2moe",
-        "Qwen3MoeForCausalLM": "qwen3moe",
-    }[stock]
-    if architecture != "llama" and model.rope_scaling:
-        raise ValueError(f"rope_scaling: llama.cpp has none for {architecture}; take null, or export.gguf: []")
-    if architecture.endswith("moe") and len(moe_layers(model)) < model.n_layer:
+    adapter = adapter_of(model)
+    for field, value in different(model, adapter.gguf_only).items():
         raise ValueError(
-            f"moe_every: llama.cpp has no dense layers in {architecture}; take moe_every: 1 and "
-            "first_k_dense_replace: 0, or export.gguf: []"
-        )
-    if architecture.endswith("moe") and model.norm_topk_prob != (architecture == "qwen3moe"):
-        raise ValueError(
-            f"norm_topk_prob: llama.cpp's {architecture} has {str(not model.norm_topk_prob).lower()}; "
+            f"{_said(field, getattr(model, field))}: llama.cpp's {adapter.gguf} computes only {_said(field, value)}; "
             "take that, or export.gguf: []"
         )
-    if architecture == "qwen2moe" and not model.n_shared_expert:
-        raise ValueError("n_shared_expert: llama.cpp's qwen2moe needs one; or set export.gguf: []")
-    if architecture == "qwen2moe" and (model.head_size or 0) * model.n_head not in (0, model.n_embd):
-        raise ValueError("head_size: llama.cpp's qwen2moe has n_embd / n_head; take null, or export.gguf: []")
-    return architecture
+    return adapter.gguf
+
+
+def _said(field: str, value: Any) -> str:
+    written = {True: "true", False: "false", None: "null"}
+    return f"{field}: {written[value] if value is None or isinstance(value, bool) else value}"

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.huggingface.classes import stock_class
+from pipeline.huggingface.classes import adapter_of
 from pipeline.model.layout import moe_layers
 from pipeline.params.section import Positive, Section
 
@@ -75,7 +75,7 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _exportable(self) -> Self:
-        stock_class(self)  # raises where no class fits
+        adapter_of(self)  # raises where no class fits
         return self
 
 

@@ -16,7 +16,7 @@ from lightning.fabric import Fabric
 
 from pipeline import console, tracking
 from pipeline.errors import UserError
-from pipeline.huggingface import folder as huggingface
+from pipeline.huggingface.verify import verify_exportable
 from pipeline.model import build, checkpoint_folder
 from pipeline.params import Params
 from pipeline.train import checkpoint, data, hardware, initial, launch, memory, optim, plan, resumption
@@ -58,7 +58,7 @@ def train(
         plan.remarks(planned, params)
         begin = resumption.find(params, tokens, tokenizer, runs, resume)
         if begin.checkpoint is None:
-            console.say(f"train: {huggingface.prove_exportable(params.model, planned.vocab_size)}")
+            console.say(f"train: {verify_exportable(params.model, planned.vocab_size)}")
         return begin
 
     built = build.resolved(

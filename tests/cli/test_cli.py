@@ -17,6 +17,7 @@ from pipeline.cli.terminal import opened
 from pipeline.generate.generation import Generator
 from pipeline.generate.sampling import Sampling
 from pipeline.huggingface import folder as huggingface
+from pipeline.huggingface.verify import _randomize
 from pipeline.model import build, checkpoint_folder
 from pipeline.storyteller.stories import stories
 from pipeline.tokenize import tokenizer
@@ -164,7 +165,7 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     stretched = params.RopeScaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_block_size=32)
     other = {"norm_qk": False, "n_shared_expert": 1, "norm_eps": 1e-6, "rope_scaling": stretched, "moe_every": 2}
     model = build.build(checkpoint_folder.load(checkpoint).params.model_copy(update=other), 400)
-    huggingface._randomize(model)
+    _randomize(model)
     huggingface.to_huggingface(model, checkpoint, folder, "float32", 10**9)
     (folder / "README.md").write_text("# stories\n", encoding="utf-8")
     return folder

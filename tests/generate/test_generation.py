@@ -31,7 +31,8 @@ from pipeline.generate import generation
 from pipeline.generate.decoding import Decoder
 from pipeline.generate.generation import Generator
 from pipeline.generate.sampling import Sampling
-from pipeline.huggingface.folder import rounded, to_huggingface
+from pipeline.huggingface.folder import to_huggingface
+from pipeline.huggingface.verify import rounded
 from pipeline.model import build, checkpoint_folder
 from pipeline.tokenize import tokenizer
 from pipeline.tokens import tokenizer as vocabulary

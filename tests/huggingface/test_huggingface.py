@@ -1,4 +1,4 @@
-"""Exports against stock transformers: every structure, every preset, and the way back."""
+"""Exports against plain transformers: every structure, every preset, and the way back."""
 
 import json
 import subprocess
@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 from pipeline import hashing, params
 from pipeline.errors import UserError
 from pipeline.huggingface import folder as huggingface
-from pipeline.huggingface import stock
-from pipeline.huggingface.classes import stock_class
+from pipeline.huggingface import verify, weights
+from pipeline.huggingface.adapter import Adapter
+from pipeline.huggingface.classes import adapter_of
 from pipeline.model import build, checkpoint_folder
 from tests.isolation import WITHOUT_OUR_CODE
 from tests.model.small import ROOT, tiny
@@ -64,7 +65,7 @@ PRESETS = sorted(path.stem for path in (ROOT / "configs/model").glob("*.yaml"))
 def trained(model: params.Model, vocab_size: int = 300) -> build.MoEGPT:
     """Weights far from their first values, router biases included."""
     gpt = build.build(model, vocab_size)
-    huggingface._randomize(gpt)
+    verify._randomize(gpt)
     return gpt.eval()
 
 
@@ -73,7 +74,7 @@ def export(gpt: build.MoEGPT, tokenizer: Path, into: Path, dtype: str = "float32
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
-def test_every_structure_has_a_stock_class_with_the_same_logits_and_comes_back_exactly(
+def test_every_structure_has_a_transformers_class_with_the_same_logits_and_comes_back_exactly(
     name: str, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     expected, changes = STRUCTURES[name]
@@ -94,7 +95,7 @@ def test_every_structure_has_a_stock_class_with_the_same_logits_and_comes_back_e
 
     back = huggingface.from_huggingface(tmp_path / "hf", tmp_path / "litgpt")
     again = checkpoint_folder.load(tmp_path / "litgpt")
-    assert stock_class(back) == report["class"]
+    assert adapter_of(back).name == report["class"]
     for key, weight in gpt.state_dict().items():
         rows = 300 if key in ("transformer.wte.weight", "lm_head.weight") else len(weight)
         assert torch.equal(again.state_dict()[key], weight[:rows]), key
@@ -129,17 +130,19 @@ def structures(draw: st.DrawFn) -> params.Model:
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.filter_too_much])
 @given(structures())
-def test_any_model_that_params_allow_has_a_place_for_every_weight_in_its_stock_class(model: params.Model) -> None:
+def test_any_model_that_params_allow_has_a_place_for_every_weight_in_its_class(
+    model: params.Model,
+) -> None:
     state = build.build(model, 20).state_dict()
-    written = stock.to_stock(state, model, 64, torch.float32)
+    written = weights.to_huggingface(state, model, 64)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's remark on weights of width 0
-        theirs = AutoModelForCausalLM.from_config(stock.stock_config(model, model.intermediate_size, 64))
+        theirs = AutoModelForCausalLM.from_config(weights.transformers_config(model, 64))
     sizes = {name: weight.numel() for name, weight in theirs.state_dict().items()}
     if model.tie_embeddings:
         del sizes["lm_head.weight"]
     assert sum(weight.numel() for weight in written.values()) == sum(sizes.values())
-    back = stock.from_stock(written, model)
+    back = weights.from_huggingface(written, model, adapter_of(model))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], weight) for name, weight in state.items())
 
@@ -148,15 +151,15 @@ def _shrunk(preset: str) -> params.Model:
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
         composed = OmegaConf.to_container(compose("config", overrides=[f"model={preset}"]).model, resolve=True)
     model = params.Model.model_validate(composed)
-    small = huggingface._narrow(model).model_copy(update={"block_size": 64})
-    assert stock_class(small) == stock_class(model)
+    small = verify._narrow(model).model_copy(update={"block_size": 64})
+    assert adapter_of(small).name == adapter_of(model).name
     return small
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_is_proved_exportable_at_smaller_widths(preset: str) -> None:
+def test_every_preset_is_verified_exportable_at_smaller_widths(preset: str) -> None:
     small = _shrunk(preset)
-    assert stock_class(small) in huggingface.prove_exportable(small, 300)
+    assert adapter_of(small).name in verify.verify_exportable(small, 300)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -166,30 +169,34 @@ def test_every_preset_has_the_logits_and_greedy_tokens_of_its_weights_rounded_to
 ) -> None:
     gpt = trained(_shrunk(preset))
     report = export(gpt, tokenizer_folder, tmp_path / "hf", str(dtype).removeprefix("torch."))
-    assert report["class"] == stock_class(gpt.params) and report["max_logit_difference"] <= 1e-4
+    assert report["class"] == adapter_of(gpt.params).name and report["max_logit_difference"] <= 1e-4
     assert report["positions_equal"] >= 200 and report["greedy_tokens_equal"] >= 100 and report["greedy_tokens"] == 128
 
     # independent of the export's own check: another prompt, weights rounded by plain transformers
-    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=dtype).float().eval()
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=dtype).float().eval()
     idx_BT = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        ours_BTV = huggingface.rounded(gpt, dtype)(idx_BT)[..., :300]
-        difference_BT = (stock(idx_BT).logits - ours_BTV).abs().amax(-1)
+        ours_BTV = verify.rounded(gpt, dtype)(idx_BT)[..., :300]
+        difference_BT = (theirs(idx_BT).logits - ours_BTV).abs().amax(-1)
     assert difference_BT.median() <= 1e-5 and (difference_BT <= 1e-4).float().mean() > 0.8
 
 
-def test_a_large_architecture_is_proved_narrowed() -> None:
+def test_a_large_architecture_is_verified_narrowed() -> None:
     wide = tiny(n_layer=12, n_embd=1024, n_head=16, n_expert=16, moe_intermediate_size=512, norm_qk=True)
-    assert "narrowed" in huggingface.prove_exportable(wide, 50_000)
+    assert "narrowed" in verify.verify_exportable(wide, 50_000)
 
 
-def test_the_proof_fails_for_a_structure_that_transformers_reads_differently(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_scaling(model: params.Model, *args: Any, **ids: Any) -> Any:
-        return stock.stock_config(model.model_copy(update={"rope_scaling": None}), *args, **ids)
+def test_verification_fails_for_a_structure_that_is_read_differently(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = Adapter.config
 
-    monkeypatch.setattr(huggingface, "stock_config", without_scaling)
+    def without_scaling(self: Adapter, model: params.Model, vocab_size: int) -> dict[str, Any]:
+        return written(self, model.model_copy(update={"rope_scaling": None}), vocab_size)
+
+    monkeypatch.setattr(Adapter, "config", without_scaling)
     with pytest.raises(RuntimeError, match="other logits"):
-        huggingface.prove_exportable(tiny(rope_scaling=STRETCHED), 300)
+        verify.verify_exportable(tiny(rope_scaling=STRETCHED), 300)
 
 
 def test_greedy_tokens_that_count_as_equal_are_those_that_the_model_itself_writes(
@@ -202,23 +209,23 @@ def test_greedy_tokens_that_count_as_equal_are_those_that_the_model_itself_write
     with torch.no_grad():
         for _ in range(32):
             own_BT = torch.cat((own_BT, gpt(own_BT)[:, -1:, :300].argmax(-1)), 1)
-    stock = huggingface.load_stock(tmp_path / "hf")
-    stock.generation_config.eos_token_id = None
+    theirs = verify.load(tmp_path / "hf")
+    theirs.generation_config.eos_token_id = None
     plain = {"max_new_tokens": 32, "do_sample": False, "pad_token_id": 0}
-    assert torch.equal(stock.generate(prompt_BT, attention_mask=torch.ones(4, 32).long(), **plain), own_BT)
+    assert torch.equal(theirs.generate(prompt_BT, attention_mask=torch.ones(4, 32).long(), **plain), own_BT)
 
-    # a stock model whose last ten tokens are others
+    # a model whose last ten tokens are others
     astray_BT = torch.cat((own_BT[:, :54], (own_BT[:, 54:] + 1) % 300), 1)
-    monkeypatch.setattr(type(stock), "generate", lambda *_, **__: astray_BT)
+    monkeypatch.setattr(type(theirs), "generate", lambda *_, **__: astray_BT)
     with pytest.raises(RuntimeError, match="continues a prompt with other tokens"):
-        huggingface.compare(gpt, tmp_path / "hf", 300)
-    logits = huggingface._logits
+        verify.compare(gpt, tmp_path / "hf", 300)
+    logits = verify._logits
 
     def tied_there(model: Any, idx_BT: torch.Tensor, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         return logits(model, idx_BT, vocab_size)[0], (torch.arange(idx_BT.size(1)) >= 53).expand(idx_BT.shape)
 
-    monkeypatch.setattr(huggingface, "_logits", tied_there)
-    parity = huggingface.compare(gpt, tmp_path / "hf", 300)
+    monkeypatch.setattr(verify, "_logits", tied_there)
+    parity = verify.compare(gpt, tmp_path / "hf", 300)
     assert (parity.generated_equal, parity.generated) == (4 * 22, 4 * 32)
 
 
@@ -239,12 +246,17 @@ def test_a_difference_of_one_weight_is_found_and_nothing_is_written(
 ) -> None:
     gpt = trained(tiny())
 
-    def damaged(*args: Any) -> dict[str, torch.Tensor]:
-        state = stock.to_stock(*args)
-        state["model.layers.1.self_attn.q_proj.weight"][3, 3] += 0.1
-        return state
+    plain = weights.to_huggingface
 
-    monkeypatch.setattr(huggingface, "to_stock", damaged)
+    def damaged(*args: Any) -> dict[str, torch.Tensor]:
+        state = plain(*args)
+        change = torch.zeros_like(state["model.layers.1.self_attn.q_proj.weight"])
+        change[3, 3] = 0.1
+        return state | {
+            "model.layers.1.self_attn.q_proj.weight": change + state["model.layers.1.self_attn.q_proj.weight"]
+        }
+
+    monkeypatch.setattr(weights, "to_huggingface", damaged)
     with pytest.raises(RuntimeError, match="other logits"):
         export(gpt, tokenizer_folder, tmp_path / "hf")
     assert list(tmp_path.iterdir()) == []
@@ -281,7 +293,7 @@ def test_parameters_are_counted_as_they_stand_in_the_file(
     gpt = trained(tiny(padding_multiple=128, **changes))
     report = export(gpt, tokenizer_folder, tmp_path / "hf")
     weights = load_file(tmp_path / "hf/model.safetensors")
-    added = [name for name in weights if name.endswith("shared_expert_gate.weight")]  # zeros of the stock class
+    added = [name for name in weights if name.endswith(("shared_expert_gate.weight", ".bias"))]  # zeros of the class
     assert report["parameters"] == sum(weights[name].numel() for name in weights if name not in added)
     idle = 2 * 3 * 3 * 32 * 32 if gpt.params.n_expert else 0  # 2 of 4 experts, 3 layers, 3 matrices
     assert report["active_parameters"] == report["parameters"] - idle
@@ -329,7 +341,7 @@ def test_plain_transformers_needs_none_of_our_code(tokenizer_folder: Path, tmp_p
         ({"router": "sigmoid", "n_expert": 1, "n_expert_per_token": 1}, "n_expert"),
     ],
 )
-def test_a_model_without_a_stock_class_is_refused_with_its_params(changes: dict[str, Any], key: str) -> None:
+def test_a_model_without_a_transformers_class_is_refused_with_its_params(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=key):
         tiny(**changes)
 
@@ -352,7 +364,7 @@ def _set(folder: Path, **settings: Any) -> None:
     ("changed", "words"),
     [
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        ({"qkv_bias": True}, "qkv_bias = True"),
+        ({"attention_bias": True}, "attention_bias = True"),
         ({"use_sliding_window": True, "sliding_window": 16}, "sliding_window = 16"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_type = yarn"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1.5}}, "rope_theta = 1.5"),
@@ -380,12 +392,28 @@ def test_an_import_of_what_is_not_ours_says_which_setting(exported: Path, change
     assert not (exported.parent / "into").exists()
 
 
-def test_an_import_refuses_a_shared_expert_with_a_gate(exported: Path) -> None:
+@pytest.mark.parametrize("name", ["layers.0.mlp.shared_expert_gate.weight", "layers.1.self_attn.k_proj.bias"])
+def test_an_import_refuses_a_gate_or_a_bias_that_is_not_zero(exported: Path, name: str) -> None:
     weights = load_file(exported / "model.safetensors")
-    weights["model.layers.0.mlp.shared_expert_gate.weight"] += 0.5
+    weights[f"model.{name}"] += 0.5
     save_file(weights, exported / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="gated shared expert"):
+    with pytest.raises(UserError, match=f"{name} is not zero"):
         huggingface.from_huggingface(exported, exported.parent / "into")
+
+
+def test_exports_without_zero_filled_weights_are_read_too(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Qwen2-MoE without biases, and with a shared expert of width 0."""
+    gpt = trained(tiny(moe_every=2))
+    export(gpt, tokenizer_folder, tmp_path / "hf")
+    _set(tmp_path / "hf", qkv_bias=False, shared_expert_intermediate_size=0)
+    weights = load_file(tmp_path / "hf" / "model.safetensors")
+    plain = {name: weight for name, weight in weights.items() if not name.endswith(".bias")}
+    for name in [name for name in plain if ".shared_expert." in name]:
+        plain[name] = torch.empty((32, 0) if "down" in name else (0, 32))
+    save_file(plain, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
+    assert huggingface.from_huggingface(tmp_path / "hf", tmp_path / "litgpt").n_shared_expert == 0
+    state = checkpoint_folder.load(tmp_path / "litgpt").state_dict()
+    assert torch.equal(state["transformer.h.1.mlp.gate.weight"], gpt.state_dict()["transformer.h.1.mlp.gate.weight"])
 
 
 def test_an_import_names_damage(exported: Path) -> None:
@@ -428,7 +456,7 @@ def test_an_import_replaces_a_checkpoint_and_fills_an_empty_folder(exported: Pat
 
 
 def test_an_import_reads_what_transformers_itself_writes(tmp_path: Path) -> None:
-    config = stock.stock_config(tiny(norm_qk=True, moe_every=2), 48, 300)
+    config = weights.transformers_config(tiny(norm_qk=True, moe_every=2), 300)
     theirs = AutoModelForCausalLM.from_config(config)
     theirs.save_pretrained(tmp_path / "hf")
     model = huggingface.from_huggingface(tmp_path / "hf", tmp_path / "litgpt")
@@ -446,7 +474,7 @@ def test_a_relative_of_a_known_class_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_is_absent_or_too_large_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer"):
         export(trained(tiny()), tmp_path, tmp_path / "hf")
     with pytest.raises(UserError, match="300 tokens, but the model has 64"):
         export(trained(tiny(), 64), tokenizer_folder, tmp_path / "hf")

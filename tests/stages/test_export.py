@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from pipeline import params
-from pipeline.huggingface import folder as huggingface
+from pipeline.huggingface.verify import _randomize
 from pipeline.model import build, checkpoint_folder
 from stages.export import app
 from tests.model.small import ROOT, tiny
@@ -28,7 +28,7 @@ def project(tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     params.validate(whole)
     Path("params.yaml").write_text(yaml.safe_dump(whole))
     gpt = build.build(model, 300)
-    huggingface._randomize(gpt)
+    _randomize(gpt)
     checkpoint_folder.save(gpt, Path("models/litgpt"), tokenizer_folder)
     return tmp_path
 
@@ -89,7 +89,7 @@ def _no_folder() -> None:
         (_cut_short, "damaged"),
         (_with_code, "holds more than tensors"),
         (_without_weights, "is missing"),
-        (_without_tokenizer, "no tokenizer.json"),
+        (_without_tokenizer, "tokenizer.json is no tokenizer"),
         (_no_folder, "is no folder"),
     ],
 )
