@@ -3,7 +3,6 @@
 Commands import what they need when they run, so that `--help` answers at once.
 """
 
-import errno
 import inspect
 import shlex
 import sys
@@ -17,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline import console
-from pipeline.errors import UserError
+from pipeline.errors import UserError, refusal
 
 if TYPE_CHECKING:
     from pipeline.generate.generation import Generator
@@ -41,10 +40,12 @@ class _InWords(TyperGroup):
         except KeyboardInterrupt:
             console.fail("interrupted")
             raise typer.Exit(130) from None
-        except OSError as error:
-            if error.errno == errno.EPIPE or not error.strerror:  # nobody reads on: typer ends it quietly
+        except typer.Exit:
+            raise
+        except Exception as error:
+            if (words := refusal(error)) is None:
                 raise
-            console.fail(f"{error.filename or ctx.invoked_subcommand}: {error.strerror}")
+            console.fail(words)
             raise typer.Exit(2) from None
 
 
@@ -188,8 +189,10 @@ def import_(
     into: Annotated[Path, typer.Option(help="litgpt checkpoint folder to write.")] = Path("models/imported"),
 ) -> None:
     """Turn a Hugging Face folder into a litgpt checkpoint to continue from (train.initial_checkpoint)."""
+    from pipeline.export import card
     from pipeline.huggingface import folder as huggingface
 
+    card.refuse_damage(folder, "*.safetensors")
     model = huggingface.from_huggingface(folder, into)
     console.say(f"import: wrote {into}: {model.n_layer} layers of {model.n_embd}, {model.n_expert} experts")
     settings = huggingface.to_continue(model, into)

@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from pipeline import hub
 from pipeline.errors import UserError
+from pipeline.export import card
 from pipeline.hashing import files_below
 
 # Files of an export that an earlier push may have left under names that this one does not have (other shards, a GGUF
@@ -32,12 +33,14 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> list[tuple
 
     The same commit removes an earlier export's files that this one no longer has.
 
-    With `dry_run` nothing is sent, and no token is needed. Raises UserError for a folder that is no export, a bad
-    name, a missing or refused token, a repository that is public where `private` is asked, or no connection.
+    With `dry_run` nothing is sent, and no token is needed. Raises UserError for a folder that is no export or is
+    damaged, a bad name, a missing or refused token, a repository that is public where `private` is asked, or no
+    connection.
     """
     for needed in ("config.json", "README.md"):
         if not (folder / needed).is_file():
             raise UserError(f"{folder} has no {needed}; name a folder that the export stage wrote (models/hf)")
+    card.refuse_damage(folder)
     with hub.in_words(repr(repo_id)):
         validate_repo_id(repo_id)
     if repo_id.count("/") != 1:

@@ -40,8 +40,10 @@ def opened(checkpoint: str, device: str) -> Iterator[Generator]:
             folder = tracking.source_artifact(checkpoint, Path(place) / "artifact").path
         weights = folder
         if _is_huggingface(folder):
+            from pipeline.export import card
             from pipeline.huggingface.folder import from_huggingface
 
+            card.refuse_damage(folder, "*.safetensors")
             weights = Path(place) / "litgpt"
             from_huggingface(folder, weights)
         yield Generator(checkpoint_folder.load(weights, where), folder)

@@ -7,6 +7,7 @@ evaluation keeps for its plots); a report that is not there leaves its part out.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from pipeline import console, hashing
+from pipeline.errors import UserError
 from pipeline.params import HuggingFace, Params, Url
 
 _CARD = """\
@@ -103,6 +105,20 @@ def write(params: Params, reports: Path, folder: Path, facts: dict[str, Any]) ->
         content_hash=hashing.content_hash(folder, files),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def refuse_damage(folder: Path, pattern: str = "*") -> None:
+    """Raise UserError where a file of the folder is not the one whose SHA-256 the card there lists, if there is one."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    listed = dict(re.findall(r"^\| `(.+)` \| [\d,]+ \| `([0-9a-f]{64})` \|$", text, re.MULTILINE))
+    for file in folder.glob(pattern):
+        expected = listed.get(file.name)
+        if expected and hashing.file_sha256(file) != expected:
+            raise UserError(
+                f"{file} is not the file whose SHA-256 {card} lists: it was damaged or changed since; export again "
+                "(dvc repro -f export), or fetch the folder again"
+            )
 
 
 def _read(path: Path) -> Any:

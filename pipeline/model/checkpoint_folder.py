@@ -9,7 +9,9 @@ are what litgpt reads; moe.yaml keeps params.Model and the vocabulary, which say
 import dataclasses
 import pickle
 import shutil
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | 
     folder = Path(folder)
     model, vocab_size = _described(folder)
     state = _read_weights(folder / WEIGHTS)
+    _refuse_flipped_bits(folder / WEIGHTS)
     gpt = on_meta(model, vocab_size, dtype or next(iter(state.values())).dtype)
     _refuse_differences(folder / WEIGHTS, gpt, state)
     materialize(gpt, device).load_state_dict(state)
@@ -193,6 +196,17 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{path} holds no state dict of tensors; expected what torch.save(model.state_dict()) writes")
     return state
+
+
+def _refuse_flipped_bits(path: Path) -> None:
+    """Raise UserError where a tensor differs from the CRC-32 beside it, which torch writes and does not check."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            wrong = file.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, zlib.error, struct.error):
+        wrong = "its list of tensors"
+    if wrong:
+        raise UserError(f"{path} is damaged (the checksum of {wrong} is wrong); write the checkpoint anew")
 
 
 def _refuse_differences(path: Path, gpt: MoEGPT, state: dict[str, torch.Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pipeline import params
+from pipeline import hashing, params
 from pipeline.cli.app import app
 from pipeline.cli.compose import compose
 from pipeline.cli.terminal import opened
@@ -231,6 +232,24 @@ def test_import_refuses_in_words_with_exit_code_2(
     assert words in err and Path("work/letter.txt").read_text(encoding="utf-8") == "dear"
 
 
+def test_a_flipped_bit_in_an_exported_model_is_noticed(exported: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported, tmp_path / "hf")
+    weights = folder / "model.safetensors"
+    card = f"| `model.safetensors` | 1,024 | `{hashing.file_sha256(weights)}` |"
+    (folder / "README.md").write_text(f"# stories\n\n{card}\n", encoding="utf-8")
+    commands = (
+        ("generate", "--checkpoint", folder, "--prompt", "The dog", "--max-new-tokens", 2, "--device", "cpu"),
+        ("import", folder, "--into", tmp_path / "imported"),
+        ("push", "me/stories", "--folder", folder, "--dry-run"),
+    )
+    assert [moe(*command)[0] for command in commands] == [0, 0, 0]
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    for command in commands:
+        code, out, err = moe(*command)
+        assert (code, out) == (2, "") and "model.safetensors is not the file whose SHA-256" in err
+
+
 def test_push_says_what_would_go_and_sends_nothing(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -247,7 +266,7 @@ def test_push_says_what_would_go_and_sends_nothing(exported: Path, monkeypatch: 
     [
         (["stories"], "it looks like owner/name"),
         (["me/stories", "--folder", "absent"], "absent has no config.json"),
-        (["me/stories"], "HF_TOKEN is not set"),
+        (["me/stories"], "log in with `hf auth login`"),
     ],
 )
 def test_push_refuses_in_words_with_exit_code_2(

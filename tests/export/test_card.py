@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from pipeline import hashing, params
+from pipeline.errors import UserError
 from pipeline.export import card
 from tests.model.small import ROOT
 
@@ -131,3 +132,12 @@ def test_the_same_inputs_give_the_same_card(reports: Path, folder: Path) -> None
     first = (folder / "README.md").read_bytes()
     card.write(parameters(), reports, folder, FACTS)
     assert (folder / "README.md").read_bytes() == first
+
+
+def test_a_file_that_is_not_the_one_that_the_card_lists_is_refused(reports: Path, folder: Path) -> None:
+    card.write(parameters(), reports, folder, FACTS)
+    card.refuse_damage(folder)
+    (folder / "config.json").write_text("[]")
+    card.refuse_damage(folder, "*.safetensors")
+    with pytest.raises(UserError, match=r"config\.json is not the file whose SHA-256 .*README\.md lists"):
+        card.refuse_damage(folder)

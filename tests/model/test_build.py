@@ -268,6 +268,26 @@ def test_truncated_weights_are_refused(kept: float, folder: Path) -> None:
         checkpoint_folder.load(folder)
 
 
+def test_one_flipped_bit_is_noticed_or_changes_nothing(folder: Path) -> None:
+    path = folder / "lit_model.pth"
+    whole, before = path.read_bytes(), checkpoint_folder.load(folder).state_dict()
+    noticed = 0
+    for place in range(0, len(whole), len(whole) // 60):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            after = checkpoint_folder.load(folder).state_dict()
+        except UserError:
+            noticed += 1
+        else:
+            assert all(torch.equal(after[name], before[name]) for name in before)
+    assert noticed > 50
+    weight = before["lm_head.weight"].numpy().tobytes()
+    place = whole.index(weight) + len(weight) // 2
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(UserError, match=r"lit_model\.pth is damaged \(the checksum of .* is wrong\)"):
+        checkpoint_folder.load(folder)
+
+
 class _Code:
     ran = False
 
