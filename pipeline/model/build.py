@@ -30,7 +30,8 @@ def config(model: Model, vocab_size: int) -> Config:
     sigmoid = moe and model.router == "sigmoid"
     scaling = model.rope_scaling
     return Config(
-        name="moe" if moe else "dense",
+        # what litgpt convert_from_litgpt goes by; no name that litgpt has a chat template for
+        name=("qwen3" if model.norm_qk else "llama") + ("-moe" if moe else ""),
         block_size=model.block_size,
         vocab_size=_rows(model, vocab_size),
         padding_multiple=model.padding_multiple,

@@ -12,6 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
+from litgpt.prompts import Default, model_name_to_prompt_style
+from litgpt.scripts.convert_lit_checkpoint import convert_lit_checkpoint
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -330,6 +332,20 @@ def test_plain_transformers_needs_none_of_our_code(tokenizer_folder: Path, tmp_p
     done = subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("'Once upon a time")
+
+
+@pytest.mark.parametrize("changes", [DENSE, DENSE | {"norm_qk": True}, {}, {"norm_qk": True}], ids=str)
+def test_litgpt_converts_the_checkpoint_to_the_weights_of_the_export(
+    changes: dict[str, Any], tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    gpt = trained(tiny(tie_embeddings=False, **changes))
+    checkpoint_folder.save(gpt, tmp_path / "litgpt", tokenizer_folder)
+    convert_lit_checkpoint(tmp_path / "litgpt", tmp_path / "converted")
+    converted = torch.load(tmp_path / "converted" / "model.pth")
+    exported = weights.to_huggingface(gpt.state_dict(), gpt.params, gpt.config.padded_vocab_size)
+    assert converted.keys() == exported.keys()
+    assert all(torch.equal(converted[name], exported[name]) for name in exported)
+    assert type(model_name_to_prompt_style(gpt.config.name)) is Default  # `litgpt generate` adds nothing to a prompt
 
 
 @pytest.mark.parametrize(
