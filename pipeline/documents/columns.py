@@ -12,7 +12,6 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.documents import splitting
 from pipeline.errors import UserError
 
 _ROWS, _BYTES = 1024, 8 * 2**20  # decoded at a time
@@ -20,40 +19,45 @@ _BUFFER = 2**20  # of the file read at a time: without one, pyarrow reads a row 
 
 
 def names(stream: IO[bytes]) -> list[str]:
-    """The columns of the file. Raises UserError if it is damaged."""
-    try:
-        return list(pq.read_schema(stream).names)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(error, 0) from None
+    """The columns of the file."""
+    return list(pq.read_schema(stream).names)
 
 
 def records(stream: IO[bytes], columns: list[str]) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """Yield (row, values of the columns). Raises UserError that names the row, for the caller to put the file before:
-    a column that is no text, damage, text that is not UTF-8 or longer than splitting.MAX_DOCUMENT_CHARS."""
+    """Yield (row, values of the columns). A damaged file raises what pyarrow raises (reading.in_words).
+
+    Raises UserError for a column that is not there, is there twice or is no text, and for text that is not UTF-8.
+    """
+    file = pq.ParquetFile(stream, buffer_size=_BUFFER)
+    known = file.schema_arrow.names
+    for column in columns:
+        if column not in known:
+            raise UserError(f"no column {column!r}; there is {', '.join(known)} (download.text_column)")
+        if known.count(column) > 1:
+            raise UserError(f"{known.count(column)} columns are called {column!r}; give each a name of its own")
+        if not _is_text(kind := file.schema_arrow.field(column).type):
+            raise UserError(f"column {column!r} is {kind}, not text")
     row = 0
-    try:
-        file = pq.ParquetFile(stream, buffer_size=_BUFFER)
-        for column in columns:
-            kind = file.schema_arrow.field(column).type
-            if not any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string)):
-                raise UserError(f"column {column!r} is {kind}, not text")
-        for batch in file.iter_batches(batch_size=_batch_rows(file, columns), columns=columns):
-            for record in _decoded(batch, row):
-                yield row, record
-                row += 1
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(error, row) from None
+    for batch in file.iter_batches(batch_size=_batch_rows(file, columns), columns=columns):
+        for record in _decoded(batch, row):
+            yield row, record
+            row += 1
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
 
 
 def _decoded(batch: pa.RecordBatch, row: int) -> list[dict[str, Any]]:
     try:
         texts = batch.to_pylist()
+        for record in texts:
+            record.update({name: value.decode() for name, value in record.items() if isinstance(value, bytes)})
+        return texts
     except UnicodeDecodeError as error:
         raise UserError(f"rows {row} to {row + len(batch) - 1}: not UTF-8 ({error.reason})") from None
-    for at, record in enumerate(texts):
-        if any(len(text or "") > splitting.MAX_DOCUMENT_CHARS for text in record.values()):
-            raise UserError(f"row {row + at}: text longer than {splitting.MAX_DOCUMENT_CHARS:,} characters")
-    return texts
 
 
 def _batch_rows(file: pq.ParquetFile, columns: list[str]) -> int:
@@ -65,7 +69,3 @@ def _batch_rows(file: pq.ParquetFile, columns: list[str]) -> int:
         size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema in columns)
         least = min(least, _BYTES * group.num_rows // max(1, size))
     return max(1, least)
-
-
-def _damaged(error: Exception, row: int) -> UserError:
-    return UserError(f"damaged parquet after {row:,} rows ({' '.join(str(error).split())[:200]})")

@@ -2,33 +2,29 @@
 
 reader = Reader("stories.txt.gz", how)
 for text in reader.documents(open("stories.txt.gz", "rb")): ...
-reader.guesses        # {"lone_newlines: …why…": 1}
+reader.guesses, reader.dropped        # {"lone_newlines: …why…": 1}, {"null": 3}
 
-Text streams through: memory holds one document, not one file. Text that is not UTF-8 is refused with its place,
-never repaired in passing: only the user knows whether a bad byte is damage or another encoding.
+Text streams through: memory holds one document, not one file. Every document in is a document out, or is counted in
+`dropped` with its reason, or an error names its place.
 """
 
-import codecs
-import gzip
 import io
 import itertools
 import json
 import re
-import tarfile
 import tempfile
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from shutil import copyfileobj
-from typing import IO, Any, cast
-
-import zstandard
+from statistics import median
+from typing import IO, Any
 
 from pipeline import console
-from pipeline.documents import columns, splitting
+from pipeline.documents import archives, columns, json_records, splitting
+from pipeline.documents.decoding import CHUNK, decoded, peekable, refuse_odd
 from pipeline.errors import UserError
 
 TEXT, JSON, PARQUET, ARCHIVES = (
@@ -39,10 +35,13 @@ TEXT, JSON, PARQUET, ARCHIVES = (
 )
 _PACKED = (".gz", ".zst")
 ALLOWED = "allowed: .txt, .jsonl, .json, .parquet, also .gz or .zst, and .zip or .tar archives of them"
-_ABOUT = ("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "CHANGELOG", "CITATION")
-_CHUNK = 2**20
-_ESCAPE = len(r"\u0000")  # what a cut within a string may leave at the end
-_SPACE = re.compile(r"[\s,]*")
+_ABOUT = ("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "CHANGELOG", "CITATION", "MANIFEST", "DATASET_INFO")
+_HIDDEN = (".", "__MACOSX", "_delta_log", "_spark_metadata", "_temporary")
+_SAMPLED, _COUNTED, _SAMPLE = 64, 4096, 2**16  # files of a set that are looked into, and counted; bytes of each
+_SET = 3  # files at least, to be judged together
+_DEPTH = 2  # archives within archives that are read
+
+Opener = Callable[[], AbstractContextManager[IO[bytes]]]
 
 
 @dataclass(frozen=True)
@@ -63,222 +62,203 @@ def kind_of(name: str) -> tuple[str, str]:
     return (form, packing) if form in (*TEXT, *JSON, *PARQUET, *ARCHIVES) else ("", "")
 
 
-def not_data(name: str) -> str:
-    """Why a file of a folder or an archive holds no documents, in words; "" where it may."""
-    path = PurePosixPath(name)
-    if any(part.startswith((".", "__MACOSX")) for part in path.parts if part != "."):
+def not_data(path: str) -> str:
+    """Why a file of a folder or an archive holds no documents, in words; "" where it may. path: within that."""
+    *folders, name = PurePosixPath(path).parts or ("",)
+    if name.startswith(_HIDDEN):
         return "a hidden file"
-    if path.name.split(".")[0].upper() in _ABOUT:
+    if any(folder.startswith(_HIDDEN) and folder != ".." for folder in folders):
+        return "in a hidden folder"
+    if name.split(".")[0].upper() in _ABOUT:
         return "about the data, not of it"
     return "" if kind_of(name)[0] else f"unknown type of file; {ALLOWED}"
 
 
+def warn_left_out(place: str, reasons: Mapping[str, str]) -> None:
+    """Name the files that were left out, by reason. reasons: why, by the name of the file."""
+    for why in dict.fromkeys(reasons.values()):
+        names = [shown(name) for name in reasons if reasons[name] == why]
+        more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+        console.warn(f"{place}: left out: {', '.join(names[:5])}{more}: {why}")
+
+
+def shown(text: str) -> str:
+    """The text fit for a terminal, JSON and Parquet: a byte of a file name that is not UTF-8 appears as \\xe9."""
+    text = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+    return text.encode(errors="backslashreplace").decode()
+
+
+@contextmanager
+def in_words(name: str, read: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    """Turn whatever a library raises for a damaged file into a UserError that names the file.
+
+    read: the documents read so far. What was raised first stays as the cause.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(shown(f"{name}: {error}")) from error.__cause__
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, OSError) and error.errno:
+            words = f"it cannot be read ({error.strerror})"
+        elif isinstance(error, NotImplementedError):
+            words = f"{reason}; unpack the archive and give the folder"
+        else:
+            words = f"damaged or cut short after {read():,} documents ({reason})"
+        raise UserError(shown(f"{name}: {words}")) from error
+
+
+def settle(files: Iterable[tuple[str, Opener]], how: How, guesses: Counter[str]) -> How:
+    """How the files of one source are read: `split: auto` becomes `whole` where each text file is one document.
+
+    It is where most text files are short and without separator, and have at most as many parts as there are files.
+    files: (name, function that opens it), each opened before the next is asked for.
+    """
+    sizes: list[int] = []
+    parts: list[int] = []  # the parts of a file, 0 for one that is long or has separators
+    total = 0
+    for name, opened in itertools.islice(files if how.split == "auto" else (), _COUNTED):
+        if kind_of(name)[0] not in TEXT:
+            continue
+        total += 1
+        if len(sizes) < _SAMPLED:
+            with in_words(name), opened() as stream:
+                start = archives.unpacked(stream, kind_of(name)[1]).read(_SAMPLE)
+                text = next(decoded(io.BytesIO(start)), "")
+            found = splitting.guess(text, how.separator).how
+            short = len(start) < _SAMPLE and not found.startswith("separator")
+            sizes.append(len(start))
+            parts.append(max(1, sum(1 for _ in splitting.split([text], found, how.separator))) if short else 0)
+        elif not median(parts):
+            break
+    if total < _SET or not 0 < median(parts) <= total:
+        return how
+    why = "whole: the files are short, and each is one document"
+    guesses[why] += total
+    console.say(f"split: auto takes {why}: of {total:,} files the median one has {median(sizes):,.0f} bytes")
+    return replace(how, split="whole")
+
+
 @dataclass
 class Reader:
-    """Reads one file. `guesses` counts what `split: auto` decided, in words."""
+    """Reads one file. `guesses` counts what `split: auto` decided, `dropped` the documents left out, both in words."""
 
     name: str
     how: How
     guesses: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    _read: int = 0
 
     def documents(self, stream: IO[bytes]) -> Iterator[str]:
-        """Yield the texts; `stream` must seek for .parquet and .zip. Raises UserError that names file and place."""
-        count = 0
-        try:
-            for text in self._unpacked(self.name, stream):
-                yield text
-                count += 1
-        except UserError as error:
-            if str(error).startswith(self.name):
-                raise
-            raise UserError(f"{self.name}: {error}") from None
-        except (
-            EOFError,
-            zlib.error,
-            gzip.BadGzipFile,
-            zstandard.ZstdError,
-            zipfile.BadZipFile,
-            tarfile.ReadError,
-        ) as error:
-            raise UserError(f"{self.name}: damaged or cut short after {count:,} documents ({error})") from None
+        """Yield the texts; `stream` must seek for an archive and Parquet. Raises UserError with file and place."""
+        with self._in_words(self.name):
+            for place, text in self._texts(self.name, stream):
+                self._read += 1
+                if why := self._unfit(place, text):
+                    self.dropped[why] += 1
+                else:
+                    yield text
 
-    def _unpacked(self, name: str, stream: IO[bytes], seeks: bool = True) -> Iterator[str]:
+    def _in_words(self, name: str) -> AbstractContextManager[None]:
+        return in_words(name, lambda: self._read)
+
+    def _unfit(self, place: str, text: Any) -> str:
+        """Why a text is dropped; "" for a document. Raises UserError for what is no text."""
+        if text is None:
+            return "null"
+        if not isinstance(text, str):
+            raise UserError(f"{place}: field {self.how.text_column!r} is {json.dumps(text)[:60]}, not text")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{place}: not Unicode text: {error.reason} at character {error.start}") from None
+        if len(text) > splitting.MAX_DOCUMENT_CHARS:
+            raise UserError(f"{place}: text longer than {splitting.MAX_DOCUMENT_CHARS:,} characters")
+        if not text or text.isspace():
+            return "empty or only white space"
+        return "with NUL characters" if "\0" in text else ""
+
+    def _texts(self, name: str, stream: IO[bytes], depth: int = 0) -> Iterator[tuple[str, Any]]:
+        """Every (place, text) of a file; depth: how many archives it lies in."""
         form, packing = kind_of(name)
         if not form:
-            raise UserError(f"{name}: unknown type of file; {ALLOWED}")
-        if packing == ".gz":
-            stream = cast(IO[bytes], gzip.GzipFile(fileobj=stream))
-        elif packing == ".zst":
-            stream = io.BufferedReader(_Zstd(stream), _CHUNK)
-        if form in PARQUET or form == ".zip":
-            with tempfile.TemporaryFile() as whole:
-                if packing or not seeks:
-                    copyfileobj(stream, whole, _CHUNK)
-                    stream = whole
-                yield from self._parquet(stream) if form in PARQUET else self._zip(stream)
-        elif form == ".tar":
-            yield from self._tar(stream)
-        elif form in JSON:
-            yield from self._json(stream)
+            raise UserError(f"unknown type of file; {ALLOWED}")
+        stream = peekable(stream)
+        refuse_odd(stream.peek(512)[:512], text=False)
+        if form in TEXT or form in JSON:
+            plain = peekable(archives.unpacked(stream, packing))
+            refuse_odd(plain.peek(512)[:512], text=True)
+            yield from self._split(plain) if form in TEXT else self._records(json_records.records(decoded(plain)))
+        elif not depth and (form == ".tar" or not packing):
+            yield from self._seeking(form, stream, packing, depth)
         else:
-            yield from self._text(stream)
+            with tempfile.TemporaryFile() as whole:
+                copyfileobj(archives.unpacked(stream, packing), whole, CHUNK)
+                yield from self._seeking(form, whole, "", depth)
 
-    def _text(self, stream: IO[bytes]) -> Iterator[str]:
-        chunks = _decoded(stream)
-        if self.how.split != "auto":
-            return splitting.split(chunks, self.how.split, self.how.separator)
-        first = next(chunks, "")
-        how, why = splitting.guess(first, self.how.separator)
-        self.guesses[f"{how}: {why}"] += 1
-        return splitting.split(itertools.chain([first], chunks), how, self.how.separator)
-
-    def _json(self, stream: IO[bytes]) -> Iterator[str]:
+    def _seeking(self, form: str, stream: IO[bytes], packing: str, depth: int) -> Iterator[tuple[str, Any]]:
         column = self.how.text_column
-        for place, record in _records(stream):
+        if form in ARCHIVES:
+            yield from self._archive(form, stream, packing, depth)
+        else:
+            yield from ((f"row {row}", record[column]) for row, record in columns.records(stream, [column]))
+
+    def _archive(self, form: str, stream: IO[bytes], packing: str, depth: int) -> Iterator[tuple[str, Any]]:
+        if depth == _DEPTH:
+            raise UserError("an archive in an archive in an archive; unpack it and give the folder")
+
+        def members() -> Iterator[tuple[str, IO[bytes]]]:
+            stream.seek(0)
+            return archives.members(form, archives.unpacked(stream, packing))
+
+        how, left_out = self.how, {}
+        files = ((name, lambda inner=inner: nullcontext(inner)) for name, inner in members() if not not_data(name))
+        self.how = settle(files, how, self.guesses)
+        for name, inner in members():
+            if why := not_data(name):
+                left_out[name] = why
+                continue
+            with self._in_words(name):
+                yield from self._texts(name, inner, depth + 1)
+        self.how = how
+        warn_left_out(shown(self.name), left_out)
+
+    def _split(self, stream: IO[bytes]) -> Iterator[tuple[str, str]]:
+        """The documents of a text. One that is white space alone is one document, to be dropped."""
+        how, chunks = self.how.split, itertools.dropwhile(str.isspace, decoded(stream))
+        first = next(chunks, "")
+        if how == "auto":
+            how = self._guessed(first)
+        found = splitting.split(itertools.chain([first], chunks), how, self.how.separator)
+        for number, text in enumerate(itertools.chain([next(found, "")], found), start=1):
+            yield f"document {number}", text
+
+    def _guessed(self, first: str) -> str:
+        guess = splitting.guess(first, self.how.separator)
+        key = f"{guess.how}: {guess.why}"
+        if not self.guesses[key]:  # of many files, the first shows what the documents are like
+            console.say(f"{shown(self.name)}: split: auto takes {key}: {guess.look}")
+            if not guess.sure:
+                console.warn(
+                    f"{shown(self.name)}: no way to split it gives documents of like length; {guess.how} is the "
+                    "safest. Look at `moe preview`, set download.split and download.separator, or give JSON lines"
+                )
+        self.guesses[key] += 1
+        return guess.how
+
+    def _records(self, records: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        column = self.how.text_column
+        for place, record in records:
             if not isinstance(record, dict) or column not in record:
-                known = ", ".join(record) if isinstance(record, dict) else f"a {type(record).__name__}"
-                raise UserError(f"{place}: no field {column!r}; there is {known or 'none'} (download.text_column)")
-            text = record[column]
-            if not isinstance(text, str):
-                raise UserError(f"{place}: field {column!r} is {json.dumps(text)[:60]}, not text")
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise UserError(f"{place}: not Unicode text: {error.reason} at character {error.start}") from None
-            if text and not text.isspace():
-                yield text
-
-    def _parquet(self, stream: IO[bytes]) -> Iterator[str]:
-        column, names = self.how.text_column, columns.names(stream)
-        if column not in names:
-            raise UserError(f"no column {column!r}; there is {', '.join(names)} (download.text_column)")
-        for _, record in columns.records(stream, [column]):
-            text = record[column]
-            if text and not text.isspace():
-                yield text
-
-    def _zip(self, stream: IO[bytes]) -> Iterator[str]:
-        with zipfile.ZipFile(stream) as archive:
-            for member in archive.infolist():
-                if member.is_dir() or not _safe(member.filename):
-                    continue
-                try:
-                    inner = archive.open(member)
-                except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way that Python lacks
-                    raise UserError(f"{member.filename}: {error}; unpack the archive and give the folder") from None
-                with inner:
-                    yield from self._member(member.filename, inner)
-
-    def _tar(self, stream: IO[bytes]) -> Iterator[str]:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
-            for member in archive:
-                if member.issym() or member.islnk():
-                    raise UserError(f"{member.name} is a link; links in an archive are refused")
-                inner = archive.extractfile(member) if _safe(member.name) and member.isfile() else None
-                if inner is not None:
-                    yield from self._member(member.name, inner)
-
-    def _member(self, name: str, inner: IO[bytes]) -> Iterator[str]:
-        if why := not_data(name):
-            console.warn(f"{self.name}: {name} is left out: {why}")
-            return
-        try:
-            yield from self._unpacked(name, inner, seeks=False)
-        except UserError as error:
-            raise UserError(f"{name}: {error}" if not str(error).startswith(name) else str(error)) from None
+                raise UserError(f"{place}: no field {column!r}; there is {_fields(record)} (download.text_column)")
+            yield place, record[column]
 
 
-class _Zstd(io.RawIOBase):
-    """Zstandard as a stream that notices a missing end, which zstandard's own reader takes for the end."""
-
-    def __init__(self, packed: IO[bytes]) -> None:
-        self._packed, self._frame, self._ready = packed, zstandard.ZstdDecompressor().decompressobj(), b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            block = self._frame.unused_data if self._frame.eof else b""
-            block = block or self._packed.read(_CHUNK // 8)
-            if not block:
-                if not self._frame.eof:
-                    raise EOFError("the zstd frame has no end")
-                return 0
-            if self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._ready = self._frame.decompress(block)
-        n = min(len(buffer), len(self._ready))
-        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
-        return n
-
-
-def _decoded(stream: IO[bytes]) -> Iterator[str]:
-    """The text of a UTF-8 stream in chunks, line ends as `\\n`, without a byte order mark."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
-    seen = lines = 0
-    while True:
-        block = stream.read(_CHUNK)
-        seen += len(block)
-        try:
-            text = newlines.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            start = seen - len(error.object) + error.start
-            lines += error.object[: error.start].count(b"\n")
-            raise UserError(
-                f"line {lines + 1}, byte {start}: not UTF-8 (byte 0x{error.object[error.start]:02x}); convert it, "
-                "e.g. `iconv -f CP1252 -t UTF-8`"
-            ) from None
-        lines += text.count("\n")
-        if text:
-            yield text
-        if not block:
-            return
-
-
-def _records(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    """Every (place, record) of JSON lines, or of one JSON array of records."""
-    chunks = _decoded(stream)
-    first = next(chunks, "")
-    chunks = itertools.chain([first], chunks)
-    if first.lstrip().startswith("["):
-        yield from _json_array(chunks)
-        return
-    for number, line in enumerate(splitting.pieces(chunks, "\n"), start=1):
-        if line and not line.isspace():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"line {number}: not JSON ({error.msg}): {line[:60]!r}") from None
-            yield f"line {number}", record
-
-
-def _json_array(chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
-    """The records of `[{...}, {...}]`, which needs not fit into memory."""
-    decoder, buffer, number = json.JSONDecoder(), next(chunks).lstrip()[1:], 0
-    for chunk in itertools.chain(chunks, [""]):
-        buffer, position = buffer + chunk, 0
-        while (start := _SPACE.match(buffer, position).end()) < len(buffer) and buffer[start] != "]":  # type: ignore[union-attr]
-            try:
-                record, position = decoder.raw_decode(buffer, start)
-            except json.JSONDecodeError as error:
-                where, shown = f"record {number + 1}", repr(buffer[start : start + 60])
-                if chunk and len(buffer) - start < splitting.MAX_DOCUMENT_CHARS:
-                    break  # half a record
-                if chunk and (error.pos >= len(buffer) - _ESCAPE or error.msg.startswith("Unterminated string")):
-                    bound = f"{splitting.MAX_DOCUMENT_CHARS:,} characters"
-                    raise UserError(f"{where}: longer than {bound}, or it has no end: {shown}") from None
-                raise UserError(f"{where}: not JSON ({error.msg}): {shown}") from None
-            number += 1
-            yield f"record {number}", record
-        buffer = buffer[position:]
-    if not buffer.rstrip().endswith("]"):
-        raise EOFError("the JSON array has no end")
-
-
-def _safe(name: str) -> bool:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
-        raise UserError(f"{name}: a path that climbs out of its archive; the archive is refused")
-    return True
+def _fields(record: Any) -> str:
+    """What there is instead, in words."""
+    if not isinstance(record, dict):
+        return f"a {type(record).__name__}"
+    known = ", ".join(record) or "none"
+    listed = next((name for name, value in record.items() if isinstance(value, list)), None)
+    return f"{known}; if the records are in {listed!r}, take them out: `jq -c '.{listed}[]'`" if listed else known

@@ -1,96 +1,158 @@
-"""How one text file falls into documents: by marker, by line, by blank line or whole, or as `guess` says.
+"""How one text file falls into documents: by mark, by line, by blank line or whole, or as `guess` says.
 
 for document in split(chunks, "blank_lines", "<|endoftext|>"): ...
+guess(sample, "<|endoftext|>").how          # "lone_newlines"
 """
 
+import itertools
+import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from statistics import median
+from typing import NamedTuple
 
 from pipeline.errors import UserError
 
 MAX_DOCUMENT_CHARS = 32 * 2**20  # what is held in memory at once; longer is a file with other marks than thought
+_BOUNDARIES = {
+    "lines": r"\n(?:\s*\n)?",
+    "blank_lines": r"\n\s*\n",
+    "wide_blank_lines": r"\n(?:[^\S\n]*\n){2,}",
+    "lone_newlines": r"\n(?<=\S\n)(?=\S)",  # white space beside it makes it a soft break within a document
+    "whole": r"\0",  # which no text holds
+}
 _SENTENCE_ENDS = tuple(".!?…\"'”’»。！？」』")
 _PARAGRAPH_BYTES = 100  # a line of this length was not broken to fit a page
+_ALIKE = 8  # the longest documents, but for a tenth, have at most this times the length of the shortest
+_FEW = 5  # too few documents to compare
+_LONG_GAP = 64
+_SHORT = 2**18  # a sample of so many characters is the whole file
+_RARE = 50  # a mark that comes once in more documents than this is mentioned, not set
+
+
+class Guess(NamedTuple):
+    """how: a value of download.split, or one that only a guess gives (separator_lines, wide_blank_lines).
+    why, look: words on what was seen, and on the documents that it gives; sure: these are alike in length."""
+
+    how: str
+    why: str
+    look: str
+    sure: bool
 
 
 def split(chunks: Iterable[str], how: str, separator: str) -> Iterator[str]:
-    """Yield the documents of a text that arrives in chunks (line ends are `\\n`); none is only white space.
+    """Yield the documents of a text that arrives in chunks (line ends are `\\n`).
 
-    how: separator | lines | blank_lines | whole | lone_newlines (blank lines stand between the paragraphs of a
-    document, and a newline between two lines of text ends it; TinyStories samples look like this).
+    how: separator | separator_lines (it stands alone on a line) | lines | blank_lines | wide_blank_lines (two or more;
+    one stands between paragraphs) | lone_newlines (blank lines stand between paragraphs, and a newline between two
+    lines of text ends the document; TinyStories samples look like this) | whole.
+    What is only white space counts as a document between two separators alone.
     Raises UserError for a document of more than MAX_DOCUMENT_CHARS characters.
     """
-    if how == "separator":
-        found: Iterator[str] = (piece.strip("\n") for piece in pieces(chunks, separator))
-    elif how == "lines":
-        found = pieces(chunks, "\n")
-    else:
-        found = _grouped(pieces(chunks, "\n"), how)
-    for document in found:
+    marked = how.startswith("separator")
+    found = _pieces(itertools.dropwhile(str.isspace, chunks), _boundary(how, separator))
+    for number, piece in enumerate(found):
+        document = piece.strip("\n")
         if document and not document.isspace():
             yield document
+        elif marked and number:
+            yield ""
 
 
-def guess(sample: str, separator: str) -> tuple[str, str]:
-    """How a text that begins with `sample` should be split, and why, in words."""
-    if separator in sample:
-        return "separator", f"{separator} stands in it"
+def guess(sample: str, separator: str) -> Guess:
+    """How a text that begins with `sample` should be split.
+
+    A real way to split shows in the lengths: documents of one file are alike, what falls between chance marks is not.
+    """
+    by_layout = _by_layout(sample)
+    places = [found.start() for found in re.finditer(re.escape(separator), sample)]
+    if not places:
+        return by_layout
+    alone = sum(line.strip() == separator for line in sample.split("\n"))
+    set_apart = sum(_ends_a_document(sample, place, place + len(separator)) for place in places)
+    others = _lengths(sample, by_layout.how, separator)
+    rare = len(places) * _RARE < len(others) and by_layout.sure and (not alone or len(places) < 3)
+    if rare or 2 * set_apart < len(places):
+        return by_layout._replace(why=f"{by_layout.why}; {separator} is only mentioned")
+    how = "separator_lines" if alone > 0.9 * len(places) else "separator"
+    return _guess(sample, how, f"{separator} stands between documents", separator)
+
+
+def _by_layout(sample: str) -> Guess:
     lines = sample.split("\n")[:-1] or [sample]  # the last line may be cut
     filled = [line for line in lines if line.strip()]
     if len(filled) < 2:
-        return "whole", "it is one line"
-    lone = [a for a, b in pairwise(lines) if _text_to_text(a, b)]
+        return _guess(sample, "whole", "it is one line")
+    lone = [a for a, b in pairwise(lines) if re.search(_BOUNDARIES["lone_newlines"], f"{a[-1:]}\n{b[:1]}")]
     gaps = sum(1 for a, b in pairwise(lines) if a.strip() and not b.strip())
-    ended = sum(line.rstrip().endswith(_SENTENCE_ENDS) for line in lone) / max(1, len(lone))
+    ended = sum(line.rstrip().endswith(_SENTENCE_ENDS) for line in lone) >= 0.8 * max(1, len(lone))
     long_lines = median(len(line.encode()) for line in filled) >= _PARAGRAPH_BYTES
+    if not gaps and (long_lines or ended):
+        return _guess(sample, "lines", "it has no blank lines, and its lines are whole sentences")
     if not gaps:
-        if long_lines or ended >= 0.8:
-            return "lines", "it has no blank lines, and its lines are whole sentences"
-        return "whole", "it has no blank lines, and its lines break within sentences"
-    if lone and len(lone) < gaps and long_lines and ended >= 0.8:
-        return "lone_newlines", (
-            f"blank lines ({gaps}) stand between paragraphs, and the rarer single line breaks ({len(lone)}) end stories"
-        )
-    return "blank_lines", f"{gaps} blank lines stand between blocks of text"
+        return _guess(sample, "whole", "it has no blank lines, and its lines break within sentences")
+    tried = []
+    if lone and len(lone) < gaps and long_lines and ended:
+        why = "blank lines stand between paragraphs, and the rarer single line breaks end documents"
+        tried.append(_guess(sample, "lone_newlines", why))
+    if _FEW <= len(_lengths(sample, "wide_blank_lines")) <= gaps / 2:
+        why = "single blank lines stand between paragraphs, and wider gaps between documents"
+        tried.append(_guess(sample, "wide_blank_lines", why))
+    tried.append(_guess(sample, "blank_lines", "blank lines stand between blocks of text"))
+    if len(lone) > 10 * gaps and (long_lines or ended):
+        tried.append(_guess(sample, "lines", "its lines are whole sentences, and blank lines are rare"))
+    safest = next(one for one in tried if one.how == "blank_lines")
+    return next((one for one in tried if one.sure), safest)
 
 
-def _text_to_text(line: str, following: str) -> bool:
-    """Whether only a newline stands between two lines; a space beside it is a soft break within a document."""
-    return bool(line and following) and not line[-1].isspace() and not following[0].isspace()
+def _guess(sample: str, how: str, why: str, separator: str = "") -> Guess:
+    lengths = sorted(_lengths(sample, how, separator)) or [0]
+    first = next(split([sample], how, separator), "")
+    tenth = len(lengths) // 10
+    sure = len(lengths) < _FEW or lengths[-1 - tenth] <= _ALIKE * lengths[tenth]
+    look = (
+        f"{len(lengths):,} documents in its first {len(sample):,} characters, of {lengths[0]:,} to {lengths[-1]:,}, "
+        f"median {median(lengths):,.0f}; the first begins {first[:60]!r}"
+    )
+    return Guess(how, why, look, sure)
 
 
-def _grouped(lines: Iterator[str], how: str) -> Iterator[str]:
-    document: list[str] = []
-    size = 0
-    for line in lines:
-        ends = not line.strip() if how == "blank_lines" else False
-        if how == "lone_newlines" and document:
-            ends = _text_to_text(document[-1], line)
-        if ends and document:
-            yield "\n".join(document)
-            document, size = [], 0
-        document.append(line)
-        size += len(line) + 1
-        if size > MAX_DOCUMENT_CHARS:
-            raise _too_long(document[0])
-    yield "\n".join(document)
+def _lengths(sample: str, how: str, separator: str = "") -> list[int]:
+    """Characters of each document of a sample; without the last, which may be cut, where there are more."""
+    lengths = [len(document) for document in split([sample], how, separator) if document]
+    return lengths[:-1] if len(lengths) > 1 and len(sample) > _SHORT else lengths
 
 
-def pieces(chunks: Iterable[str], mark: str) -> Iterator[str]:
-    """What stands between the marks; UserError for a piece beyond MAX_DOCUMENT_CHARS."""
+def _ends_a_document(text: str, start: int, end: int) -> bool:
+    """Whether a mark stands at an end of its line or after the end of a sentence, as none does that is mentioned."""
+    before, after = text[max(0, start - 80) : start].rpartition("\n")[2].rstrip(), text[end : end + 80]
+    return not before or not after.partition("\n")[0].strip() or bool(re.search(r"[.!?…。！？][\"'”’»」』)]*$", before))
+
+
+def _boundary(how: str, separator: str) -> re.Pattern[str]:
+    mark = re.escape(separator)
+    if how == "separator_lines":
+        return re.compile(rf"^[^\S\n]*{mark}[^\S\n]*(?:\n|\Z)", re.MULTILINE)
+    return re.compile(mark if how == "separator" else _BOUNDARIES[how])
+
+
+def _pieces(chunks: Iterable[str], boundary: re.Pattern[str]) -> Iterator[str]:
+    """What stands between the boundaries; UserError for a piece beyond MAX_DOCUMENT_CHARS."""
     rest = ""
-    for chunk in chunks:
-        *whole, rest = (rest + chunk).split(mark)
-        yield from whole
+    for chunk in itertools.chain(chunks, [None]):
+        rest, start = rest + (chunk or ""), 0
+        for found in boundary.finditer(rest):
+            if chunk is not None and found.end() == len(rest):  # it may go on in the next chunk
+                if len(found[0]) > _LONG_GAP and found[0].isspace():
+                    rest = rest[: found.start()] + "\n\n\n"  # as good a boundary
+                break
+            yield rest[start : found.start()]
+            start = found.end()
+        rest = rest[start:]
         if len(rest) > MAX_DOCUMENT_CHARS:
-            raise _too_long(rest)
+            raise UserError(
+                f"the document that begins {rest[:60]!r} is longer than {MAX_DOCUMENT_CHARS:,} characters; "
+                "choose how the file falls into documents (download.split, download.separator)"
+            )
     if rest:
         yield rest
-
-
-def _too_long(start: str) -> UserError:
-    return UserError(
-        f"the document that begins {start[:60]!r} is longer than {MAX_DOCUMENT_CHARS:,} characters; "
-        "choose how the file falls into documents (download.split, download.separator)"
-    )
