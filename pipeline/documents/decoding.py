@@ -95,8 +95,9 @@ def _advice(block: bytes, bad: int) -> str:
     names = {}
     for match in list(found)[:3]:
         encoding = "cp1252" if "cp1252" in match.could_be_from_charset else match.encoding
-        shown = re.search(r"[^\n]{0,12}[^\x00-\x7f][^\n]{0,12}|[^\n]{0,24}", str(match))
-        names[encoding.upper().replace("UTF_16_", "UTF-16").replace("_", "-")] = repr(shown[0] if shown else "")
+        text = str(match)
+        shown = re.search(r"[^\n]{0,12}[^\x00-\x7f][^\n]{0,12}", text) or re.match(r"[^\n]{0,24}", text)
+        names[encoding.upper().replace("UTF_16_", "UTF-16").replace("_", "-")] = repr(shown[0] if shown else text)
     if not names:
         return "no usual encoding gives text: it is another kind of file, or damaged"
     maybe = ", or ".join(f"{name} (then it reads {text})" for name, text in names.items())

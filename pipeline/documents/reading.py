@@ -15,7 +15,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from shutil import copyfileobj
@@ -130,7 +130,7 @@ def settle(files: Iterable[tuple[str, Opener]], how: How, guesses: Counter[str])
             short = len(start) < _SAMPLE and not found.startswith("separator")
             sizes.append(len(start))
             parts.append(max(1, sum(1 for _ in splitting.split([text], found, how.separator))) if short else 0)
-        elif not median(parts):
+        if len(sizes) >= _SET and not median(parts):
             break
     if total < _SET or not 0 < median(parts) <= total:
         return how
@@ -213,8 +213,9 @@ class Reader:
             return archives.members(form, archives.unpacked(stream, packing))
 
         how, left_out = self.how, {}
-        files = ((name, lambda inner=inner: nullcontext(inner)) for name, inner in members() if not not_data(name))
-        self.how = settle(files, how, self.guesses)
+        data = ((name, inner) for name, inner in members() if not not_data(name))
+        texts = itertools.takewhile(lambda member: kind_of(member[0])[0] in TEXT, data)  # the rest is not gone through
+        self.how = settle(((name, inner.__enter__) for name, inner in texts), how, self.guesses)
         for name, inner in members():
             if why := not_data(name):
                 left_out[name] = why
@@ -226,7 +227,7 @@ class Reader:
 
     def _split(self, stream: IO[bytes]) -> Iterator[tuple[str, str]]:
         """The documents of a text. One that is white space alone is one document, to be dropped."""
-        how, chunks = self.how.split, itertools.dropwhile(str.isspace, decoded(stream))
+        how, chunks = self.how.split, splitting.from_first_text(decoded(stream))
         first = next(chunks, "")
         if how == "auto":
             how = self._guessed(first)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pipeline.errors import UserError
 
 MAX_DOCUMENT_CHARS = 32 * 2**20  # what is held in memory at once; longer is a file with other marks than thought
-_BOUNDARIES = {
+BOUNDARIES = {
     "lines": r"\n(?:\s*\n)?",
     "blank_lines": r"\n\s*\n",
     "wide_blank_lines": r"\n(?:[^\S\n]*\n){2,}",
@@ -50,13 +50,23 @@ def split(chunks: Iterable[str], how: str, separator: str) -> Iterator[str]:
     Raises UserError for a document of more than MAX_DOCUMENT_CHARS characters.
     """
     marked = how.startswith("separator")
-    found = _pieces(itertools.dropwhile(str.isspace, chunks), _boundary(how, separator))
+    found = _pieces(from_first_text(chunks), _boundary(how, separator))
     for number, piece in enumerate(found):
         document = piece.strip("\n")
         if document and not document.isspace():
             yield document
         elif marked and number:
             yield ""
+
+
+def from_first_text(chunks: Iterable[str]) -> Iterator[str]:
+    """The chunks without the blank lines that they begin with, however many."""
+    start, chunks = "", iter(chunks)
+    for chunk in chunks:
+        start = re.sub(r"\A\s*\n", "", start + chunk)
+        if start and not start.isspace():
+            break
+    return itertools.chain([start], chunks)
 
 
 def guess(sample: str, separator: str) -> Guess:
@@ -79,11 +89,12 @@ def guess(sample: str, separator: str) -> Guess:
 
 
 def _by_layout(sample: str) -> Guess:
-    lines = sample.split("\n")[:-1] or [sample]  # the last line may be cut
+    lines = sample.split("\n")
+    lines = lines[:-1] if len(lines) > 2 else lines  # the last one may be cut
     filled = [line for line in lines if line.strip()]
     if len(filled) < 2:
         return _guess(sample, "whole", "it is one line")
-    lone = [a for a, b in pairwise(lines) if re.search(_BOUNDARIES["lone_newlines"], f"{a[-1:]}\n{b[:1]}")]
+    lone = [a for a, b in pairwise(lines) if re.search(BOUNDARIES["lone_newlines"], f"{a[-1:]}\n{b[:1]}")]
     gaps = sum(1 for a, b in pairwise(lines) if a.strip() and not b.strip())
     ended = sum(line.rstrip().endswith(_SENTENCE_ENDS) for line in lone) >= 0.8 * max(1, len(lone))
     long_lines = median(len(line.encode()) for line in filled) >= _PARAGRAPH_BYTES
@@ -100,7 +111,8 @@ def _by_layout(sample: str) -> Guess:
         tried.append(_guess(sample, "wide_blank_lines", why))
     tried.append(_guess(sample, "blank_lines", "blank lines stand between blocks of text"))
     if len(lone) > 10 * gaps and (long_lines or ended):
-        tried.append(_guess(sample, "lines", "its lines are whole sentences, and blank lines are rare"))
+        by_line = _guess(sample, "lines", "its lines are whole sentences, and blank lines are rare")
+        tried.insert(0 if gaps < _FEW and long_lines else len(tried), by_line)
     safest = next(one for one in tried if one.how == "blank_lines")
     return next((one for one in tried if one.sure), safest)
 
@@ -133,7 +145,7 @@ def _boundary(how: str, separator: str) -> re.Pattern[str]:
     mark = re.escape(separator)
     if how == "separator_lines":
         return re.compile(rf"^[^\S\n]*{mark}[^\S\n]*(?:\n|\Z)", re.MULTILINE)
-    return re.compile(mark if how == "separator" else _BOUNDARIES[how])
+    return re.compile(mark if how == "separator" else BOUNDARIES[how])
 
 
 def _pieces(chunks: Iterable[str], boundary: re.Pattern[str]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.documents import columns
+from pipeline.documents.reading import in_words
 from pipeline.download.source import Document, File, Source, described
 from pipeline.errors import UserError
 from pipeline.files import scratch
@@ -44,11 +45,8 @@ class Artifact(Source):
 
 def _documents(path: Path, name: str, split: str | None) -> Iterator[Document]:
     """Documents that bring their source, and their split in a raw artifact."""
-    try:
-        with path.open("rb") as stream:
-            yield from _labelled(stream, split)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
+    with in_words(name), path.open("rb") as stream:
+        yield from _labelled(stream, split)
 
 
 def _labelled(stream: IO[bytes], split: str | None) -> Iterator[Document]:

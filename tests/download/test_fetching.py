@@ -14,8 +14,9 @@ import yaml
 from pipeline.download import url
 from pipeline.download.sources import download
 from pipeline.errors import UserError
+from tests.documents.formats import STORIES, as_jsonl, as_parquet
 from tests.download.serving import COMMIT, REPO, serving
-from tests.download.test_sources import ROOT, STORIES, as_jsonl, as_parquet, preset, texts
+from tests.download.test_sources import ROOT, preset, texts
 
 
 @pytest.fixture

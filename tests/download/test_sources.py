@@ -1,12 +1,7 @@
 """Sources: every origin and format gives the same shards, and what is broken is named with its place."""
 
-import gzip
 import hashlib
-import io
 import json
-import os
-import tarfile
-import zipfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,19 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-import zstandard
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline import params
-from pipeline.documents import columns, shards, splitting
+from pipeline.documents import shards
 from pipeline.download.sources import SCHEMA, download
 from pipeline.errors import UserError
 from pipeline.storyteller.stories import stories
 from pipeline.tracking import exchange
+from tests.documents.formats import FORMATS, PARAGRAPHS, STORIES, as_jsonl, as_text
 
 ROOT = Path(__file__).parents[2]
-STORIES = [f"Once there was a fox named Nr {n}.\n\n“Hello,” said 狐狸 {n * n}." for n in range(50)]
 MODELS = {"bundled": params.Bundled, "local": params.Local, "url": params.Url, "wandb": params.Wandb}
 
 
@@ -54,71 +46,6 @@ def texts(folder: Path) -> list[str]:
 def read(path: Path, into: Path, **changes: Any) -> list[str]:
     download(preset("local", path=str(path), **changes), into)
     return texts(into)
-
-
-def as_jsonl(documents: list[str], column: str = "text") -> bytes:
-    return "".join(json.dumps({column: text, "id": 7}) + "\n" for text in documents).encode()
-
-
-def as_parquet(documents: list[str], column: str = "text") -> bytes:
-    out = io.BytesIO()
-    pq.write_table(pa.table({"id": list(range(len(documents))), column: documents}), out, row_group_size=7)
-    return out.getvalue()
-
-
-def with_a_broken_page(parquet: bytes) -> bytes:
-    """The footer is whole, and the first page does not unpack."""
-    return parquet[:40] + bytes(b ^ 0xFF for b in parquet[40:160]) + parquet[160:]
-
-
-def as_text(documents: list[str]) -> bytes:
-    return "\n<|endoftext|>\n".join(documents).encode()
-
-
-def as_tar(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return out.getvalue()
-
-
-def encrypted(archive: bytes) -> bytes:
-    """The same zip with the flag that its members are encrypted."""
-    marked = bytearray(archive)
-    for sign, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        marked[archive.index(sign) + flags] |= 1
-    return bytes(marked)
-
-
-def as_zip(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return out.getvalue()
-
-
-FORMATS = {
-    "stories.txt": as_text(STORIES),
-    "stories.txt.zst": zstandard.compress(as_text(STORIES)),
-    "stories.jsonl": as_jsonl(STORIES),
-    "stories.jsonl.gz": gzip.compress(as_jsonl(STORIES)),
-    "stories.json": json.dumps([{"text": text} for text in STORIES], indent=1).encode(),
-    "stories.parquet": as_parquet(STORIES),
-    "stories.parquet.gz": gzip.compress(as_parquet(STORIES)),
-    "stories.zip": as_zip(
-        {
-            "README": b"no data",
-            "__MACOSX/x.txt": b"no data",
-            "a/part.txt": as_text(STORIES[:9]),
-            "b.jsonl": as_jsonl(STORIES[9:]),
-        }
-    ),
-    "stories.tar.gz": gzip.compress(as_tar({"a.parquet": as_parquet(STORIES[:9]), "b.txt": as_text(STORIES[9:])})),
-}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -232,143 +159,14 @@ def test_a_damaged_artifact_is_named_with_its_row(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train/part-00000\.parquet: row 1 has no text"):
         from_artifact(wanted, tmp_path / "raw", tmp_path)
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"train/part-00000\.parquet: damaged parquet"):
+    with pytest.raises(UserError, match=r"train/part-00000\.parquet: damaged"):
         from_artifact(wanted, tmp_path / "raw", tmp_path)
-
-
-# --- splitting --------------------------------------------------------------------------------------------------------
-
-PROSE = (
-    "It was the best of times and it was, as far as anyone could tell, the\nworst of times; people walked through "
-    "the streets of the old town and\nspoke of the weather, which had been strange, and of the harvest that\nwould "
-    "soon be brought in. Nobody knew what the winter would bring to\nthem, and nobody asked.\n"
-)
-PARAGRAPHS = [
-    f"Tim and Sue went to park number {n} to play with the big red ball. They ran and laughed all day in the sun."
-    for n in range(40)
-]
-
-
-@pytest.mark.parametrize(
-    ("text", "how", "documents"),
-    [
-        ("\n<|endoftext|>\n".join(PARAGRAPHS), "separator", PARAGRAPHS),
-        ("\n".join(PARAGRAPHS) + "\n", "lines", PARAGRAPHS),
-        ("\n\n".join(PARAGRAPHS), "blank_lines", PARAGRAPHS),
-        ("\r\n\r\n".join(PARAGRAPHS), "blank_lines", PARAGRAPHS),
-        (PROSE * 4, "whole", [PROSE * 4]),
-        ("\n".join([PROSE] * 4), "blank_lines", [PROSE[:-1]] * 4),
-        (
-            "\n".join("\n\n".join(PARAGRAPHS[n : n + 4]) for n in range(0, 40, 4)),
-            "lone_newlines",
-            ["\n\n".join(PARAGRAPHS[n : n + 4]) for n in range(0, 40, 4)],
-        ),
-        ("Only one line", "whole", ["Only one line"]),
-    ],
-)
-def test_how_a_text_falls_into_documents_is_guessed(text: str, how: str, documents: list[str], tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(text.encode())
-    report = download(preset("local", path=str(tmp_path / "a.txt")), tmp_path / "raw")
-    assert [guess.split(":")[0] for guess in report["guessed_split"]] == [how]
-    assert [text.strip("\n") for text in texts(tmp_path / "raw")] == [text.strip("\n") for text in documents]
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    st.lists(st.text("ab. \n<|>é", max_size=30), max_size=8),
-    st.sampled_from(["separator", "lines", "blank_lines"]),
-    st.integers(1, 7),
-)
-def test_where_a_chunk_ends_does_not_matter(parts: list[str], how: str, size: int) -> None:
-    text = "<|>".join(parts)
-    chunks = [text[i : i + size] for i in range(0, len(text), size)]
-    assert list(splitting.split(chunks, how, "<|>")) == list(splitting.split([text], how, "<|>"))
-    joined = "".join("".join(splitting.split(chunks, how, "<|>")).split())
-    assert joined == "".join(text.replace("<|>", "" if how == "separator" else "<|>").split())
 
 
 def test_a_guess_is_reported_though_a_bound_ends_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n\n".join(PARAGRAPHS))
     report = download(preset("local", path=str(tmp_path / "a.txt"), max_documents=3), tmp_path / "raw")
     assert [guess.split(":")[0] for guess in report["guessed_split"]] == ["blank_lines"]
-
-
-def test_one_huge_line_is_refused_without_holding_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splitting, "MAX_DOCUMENT_CHARS", 3_000_000)
-    path = tmp_path / "huge.txt.gz"
-    with gzip.open(path, "wb") as out:
-        for _ in range(200):
-            out.write(b"word " * 200_000)
-    for how in ("auto", "lines", "whole"):
-        with pytest.raises(
-            UserError, match=r"huge\.txt\.gz: the document that begins 'word word .*longer than 3,000,000"
-        ):
-            read(path, tmp_path / "raw", split=how)
-    assert not (tmp_path / "raw").exists()
-
-
-# --- bad input --------------------------------------------------------------------------------------------------------
-
-BAD = {
-    "latin1.txt": (
-        "One line.\nA caf\xe9.\n".encode("latin-1"),
-        r"latin1\.txt: line 2, byte 15: not UTF-8 \(byte 0xe9\)",
-    ),
-    "cut.txt.gz": (gzip.compress(os.urandom(9000))[:5000], r"cut\.txt\.gz: damaged or cut short|not UTF-8"),
-    "cut.jsonl.gz": (gzip.compress(as_jsonl(STORIES * 40))[:-20], r"cut\.jsonl\.gz: damaged or cut short after"),
-    "cut.txt.zst": (zstandard.compress(as_text(STORIES))[:-9], r"cut\.txt\.zst: damaged or cut short after"),
-    "cut.parquet": (as_parquet(STORIES)[:-50], r"cut\.parquet: damaged parquet"),
-    "cut.json": (json.dumps([{"text": "a"}] * 9)[:-1].encode(), r"cut\.json: damaged or cut short after 9"),
-    "column.parquet": (as_parquet(STORIES, "body"), r"column\.parquet: no column 'text'; there is id, body"),
-    "number.jsonl": (b'{"text": "a"}\n{"text": 3}\n', r"number\.jsonl: line 2: field 'text' is 3, not text"),
-    "column.jsonl": (b'{"text": "a"}\n\n{"body": "b"}\n', r"column\.jsonl: line 3: no field 'text'; there is body"),
-    "broken.jsonl": (b'{"text": "a"}\n{"text": \n', r"broken\.jsonl: line 2: not JSON"),
-    "surrogate.jsonl": (b'{"text": "a\\ud800"}\n', r"surrogate\.jsonl: line 1: not Unicode text"),
-    "empty.txt": (b" \n\n", r"no document in .*empty\.txt"),
-    "table.xlsx": (b"PK", r"table\.xlsx: unknown type of file; allowed: \.txt"),
-    "climbs.zip": (as_zip({"../evil.txt": b"a"}), r"climbs\.zip: \.\./evil\.txt: a path that climbs out"),
-    "climbs.tar": (as_tar({"/etc/evil.txt": b"a"}), r"climbs\.tar: /etc/evil\.txt: a path that climbs out"),
-    "page.parquet": (with_a_broken_page(as_parquet(STORIES * 9)), r"page\.parquet: damaged parquet after 0 rows"),
-    "encrypted.zip": (encrypted(as_zip({"a.txt": b"a"})), r"encrypted\.zip: a\.txt: .*encrypted.*unpack the archive"),
-    "about.zip": (as_zip({"README.md": b"About.", "LICENSE.txt": b"Free."}), r"no document in .*about\.zip"),
-    "inner.zip": (as_zip({"a/b.jsonl": b"nonsense"}), r"inner\.zip: a/b\.jsonl: line 1: not JSON"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named_with_its_place_and_leaves_nothing(name: str, tmp_path: Path) -> None:
-    data, message = BAD[name]
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / name).write_bytes(data)
-    with pytest.raises(UserError, match=message):
-        read(tmp_path / "in" / name, tmp_path / "out" / "raw")
-    assert list((tmp_path / "out").glob("*")) == [] if (tmp_path / "out").exists() else True
-
-
-def test_a_text_beyond_the_bound_is_named_whatever_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splitting, "MAX_DOCUMENT_CHARS", 2_000_000)
-    documents = ["A story.", "long " * 500_000, "Another."]
-    files = {
-        "a.json": (json.dumps([{"text": text} for text in documents]).encode(), r"a\.json: record 2: longer than"),
-        "a.jsonl": (as_jsonl(documents), r"a\.jsonl: the document that begins '{\"text\": \"long long .*longer than"),
-        "a.parquet": (as_parquet(documents), r"a\.parquet: row 1: text longer than 2,000,000 characters"),
-    }
-    for name, (data, message) in files.items():
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(UserError, match=message):
-            read(tmp_path / name, tmp_path / "raw")
-
-
-def test_long_rows_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
-    decoded = columns._decoded
-    monkeypatch.setattr(columns, "_BYTES", 1_000_000)
-    monkeypatch.setattr(columns, "_decoded", lambda batch, row: sizes.append(len(batch)) or decoded(batch, row))
-    documents = [f"{n} " + "word " * 60_000 for n in range(20)]
-    out = io.BytesIO()
-    pq.write_table(pa.table({"text": documents}), out, use_dictionary=False)
-    assert [record["text"] for _, record in columns.records(out, ["text"])] == documents
-    assert max(sizes) == 3
 
 
 def test_what_a_folder_holds_besides_is_left_out_with_a_warning(
