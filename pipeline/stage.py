@@ -83,8 +83,8 @@ class Inputs:
     def _now(self) -> dict[str, Any]:
         """Each parameter's value, a hash of each file of code, size and time of each other file."""
         try:
-            raw = yaml.safe_load(self._params_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
+            raw = params.read(self._params_file)
+        except UserError:
             return {str(self._params_file): None}  # being edited; the values differ from those at the start
         found = {
             f"params.yaml:{key}": value for key, value in _leaves({s: raw.get(s) for s in self._declared["params"]})

@@ -12,7 +12,7 @@ from pipeline.params.download import Bundled, Download, HuggingFace, Local, Url,
 from pipeline.params.evaluate import Evaluate
 from pipeline.params.export import Export
 from pipeline.params.model import Model, RopeScaling
-from pipeline.params.reading import leaves, load, validate
+from pipeline.params.reading import leaves, load, read, validate
 from pipeline.params.rules import Params
 from pipeline.params.tokenizer import Tokenizer
 from pipeline.params.train import Optimizer, RoutingGate, Schedule, Train
@@ -39,5 +39,6 @@ __all__ = [
     "Wandb",
     "leaves",
     "load",
+    "read",
     "validate",
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, Union
 
 from pydantic import Field, model_validator
 
-from pipeline.params.section import Positive, Section
+from pipeline.params.section import Positive, Section, Seed
 
 
 class _Download(Section):
@@ -14,7 +14,7 @@ class _Download(Section):
     max_documents: Positive | None = Field(description="documents to keep at most (of a val split: a tenth); null: all")
     max_bytes: Positive | None = Field(description="bytes of text to keep at most; null: all")
     sample_fraction: Annotated[float, Field(gt=0, le=1)] = Field(description="share of documents kept, by seeded hash")
-    seed: int = Field(description="seed of the sample, and of the bundled stories")
+    seed: Seed = Field(description="seed of the sample, and of the bundled stories")
 
 
 class _Text(_Download):

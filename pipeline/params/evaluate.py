@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.params.section import Positive, Section
+from pipeline.params.section import Count, Positive, Section, Seed
 
 
 class Evaluate(Section):
@@ -14,7 +14,7 @@ class Evaluate(Section):
     devices: Positive = Field(description="GPUs that share the scoring; the figures are the same for any number")
     batch_size: Positive = Field(description="windows in one forward pass")
     stride: Positive | None = Field(description="sliding window: tokens scored per window; null: block by block")
-    train_sample_tokens: Annotated[int, Field(ge=0)] = Field(description="training tokens scored too; 0: none")
+    train_sample_tokens: Count = Field(description="training tokens scored too; 0: none")
     prompts: list[Annotated[str, Field(min_length=1)]] = Field(
         min_length=1, description="beginnings that the model continues"
     )
@@ -22,10 +22,10 @@ class Evaluate(Section):
     samples_per_prompt: Positive = Field(description="stories for each prompt and temperature above 0")
     top_p: Annotated[float, Field(gt=0, le=1)]
     max_new_tokens: Positive = Field(description="tokens of a story at most; the model's context bounds it too")
-    seed: int = Field(description="of the first sample; the next ones count up")
+    seed: Seed = Field(description="of the first sample; the next ones count up")
     ngram_order: Positive = Field(description="order of the Kneser-Ney baseline")
-    baseline_bytes: Annotated[int, Field(ge=0)] = Field(description="training text for n-grams; 0: no baselines")
-    memorisation_bytes: Annotated[int, Field(ge=0)] = Field(description="training text searched for overlaps; 0: none")
+    baseline_bytes: Count = Field(description="training text for n-grams; 0: no baselines")
+    memorisation_bytes: Count = Field(description="training text searched for overlaps; 0: none")
     lm_eval_tasks: list[str] = Field(description="lm-eval task files; needs the extra lm-eval")
 
     @model_validator(mode="after")

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import UserError
 from pipeline.params.download import Bundled, Download
@@ -15,16 +16,22 @@ from pipeline.params.rules import Params
 
 def load(path: Path | str = "params.yaml") -> Params:
     """Read and validate the whole file; raise UserError with one line for each thing wrong."""
-    path = Path(path)
+    return validate(read(path), str(path))
+
+
+def read(path: Path | str) -> dict[str, Any]:
+    """What a file of parameters says, not validated, read as DVC reads it: YAML 1.2, no key twice. Raises UserError."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is not here; run from the project's folder") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (YAMLError, ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not valid YAML: {str(error)[:500]}") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{path} holds no mapping of sections; allowed: {', '.join(Params.model_fields)}")
-    return validate(raw, str(path))
+        raise UserError(f"{path} holds no sections; allowed: {', '.join(Params.model_fields)}")
+    return raw
 
 
 def validate(raw: dict[str, Any], origin: str = "params.yaml") -> Params:
@@ -57,23 +64,31 @@ def _explain(problem: dict[str, Any], raw: dict[str, Any]) -> str:
         hint = (
             f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else f"known: {', '.join(known)}"
         )
-        return f"{path} = {value!r}: no such parameter; {hint}"
+        return f"{path} = {_shown(value)}: no such parameter; {hint}"
     if kind == "missing":
-        return f"{path}: missing; every parameter stands in params.yaml (configs/ has the defaults)"
+        return f"{path}: missing; every parameter is in params.yaml (configs/ has the defaults)"
     if kind == "value_error":  # our own rules: they name the key within the section and what is allowed
         message = str(context["error"])
         name, _, rest = message.partition(": ")
         if rest and " " not in name:
             return f"{path}.{name}: {rest}" if path else message
-        return f"{path} = {value!r}: {message}"
+        return f"{path} = {_shown(value)}: {message}"
     if kind == "literal_error":
         near = difflib.get_close_matches(str(value), str(context["expected"]).replace("'", "").split(), n=1)
         hint = f"; did you mean {near[0].rstrip(',')}?" if near else ""
-        return f"{path} = {value!r}; allowed: {context['expected']}{hint}"
+        return f"{path} = {_shown(value)}; allowed: {context['expected']}{hint}"
     if kind == "union_tag_invalid":
         return f"{path}.source = {context['tag']!r}; allowed: {context['expected_tags']}"
-    shown = f" = {value!r}" if not isinstance(value, dict) else ""
+    shown = f" = {_shown(value)}" if not isinstance(value, dict) else ""
     return f"{path}{shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, or of levels
+        return f"a {type(value).__name__} that is too large to show"
+    return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 def _known_names(location: list[Any], source: str | None) -> list[str]:

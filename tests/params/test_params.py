@@ -27,12 +27,12 @@ def test_the_committed_file_is_what_the_configs_compose(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "section", "watch"),
     [
-        (["download=local", "download.path='tests/corpus/*/[ab]*.txt'"], "download", "tests/corpus"),
+        (["download=local", "download.path='tests/download/*/[ab]*.txt'"], "download", "tests/download"),
         (["download=local", "download.path=tests/conftest.py"], "download", "tests/conftest.py"),
         (["download=local", "download.path=absent.txt"], "download", "configs/download/local.yaml"),
         (["clean.decontaminate=[]"], "clean", "configs/clean/default.yaml"),
         (["clean.decontaminate=[tests/conftest.py]"], "clean", "tests/conftest.py"),
-        (["clean.decontaminate=[tests/conftest.py,tests/corpus/serving.py]"], "clean", "tests"),
+        (["clean.decontaminate=[tests/conftest.py,tests/download/serving.py]"], "clean", "tests"),
         (["tokenizer=pretrained", "tokenizer.path=LICENSE"], "tokenizer", "LICENSE"),
         (["tokenizer=pretrained", "tokenizer.path=owner/name"], "tokenizer", "configs/tokenizer/pretrained.yaml"),
         (["tokenizer=gpt2"], "tokenizer", "configs/tokenizer/gpt2.yaml"),
