@@ -41,6 +41,10 @@ def as_jsonl(documents: list[str], column: str = "text") -> bytes:
     return "".join(json.dumps({column: text, "id": 7}) + "\n" for text in documents).encode()
 
 
+def as_json(documents: list[str]) -> bytes:
+    return json.dumps([{"text": text} for text in documents], indent=1).encode()
+
+
 def as_parquet(documents: list[str], column: str = "text") -> bytes:
     out = io.BytesIO()
     pq.write_table(pa.table({"id": list(range(len(documents))), column: documents}), out, row_group_size=7)
@@ -74,7 +78,7 @@ FORMATS = {
     "stories.txt.zst": zstandard.compress(as_text(STORIES)),
     "stories.jsonl": as_jsonl(STORIES),
     "stories.jsonl.gz": gzip.compress(as_jsonl(STORIES)),
-    "stories.json": json.dumps([{"text": text} for text in STORIES], indent=1).encode(),
+    "stories.json": as_json(STORIES),
     "stories.parquet": as_parquet(STORIES),
     "stories.parquet.gz": gzip.compress(as_parquet(STORIES)),
     "stories.zip": as_zip(
