@@ -44,6 +44,7 @@ class Job:
         _write_json(REPORTS / f"{self.name}.json", report)
         if metrics is not None:
             _write_json(METRICS / f"{self.name}.json", metrics)
+            self.run.summarize(metrics)
         took = console.duration(time.monotonic() - self._begun)
         places = ", ".join(f"{path} ({console.size(_bytes(path))})" for path in wrote)
         self.inputs.refuse_changes()

@@ -1,7 +1,7 @@
 """W&B as a watcher: metrics live, datasets and models as artifacts, both ways.
 
-Configured by WANDB_* variables alone, never by params, so that watching re-runs no stage. Nothing here stops a stage:
-what W&B cannot do is told once in words and left for `wandb sync` and `moe mirror`.
+Configured by WANDB_* variables and `wandb login`, never by params, so that watching re-runs no stage. Nothing here
+stops a stage: what W&B cannot do is reported once in words and left for `wandb sync` and `moe mirror`.
 
     with stage_run("train", config) as run:     # a stage: metrics, what it read, what it wrote
         run.log({"loss": 2.1}, tokens=8192)

@@ -1,6 +1,5 @@
 """The commands: `moe mirror` (what dvc.lock says, to W&B) and `moe fetch` (an artifact, back as a stage's output)."""
 
-import base64
 import os
 import sys
 from collections.abc import Iterator
@@ -193,23 +192,17 @@ def _version(artifact: str) -> Any:
 
 def _download(version: Any, into: Path) -> None:
     """Fetch all files of a version and check each against the manifest. Raises UserError."""
-    from wandb.sdk.lib import hashutil
-
-    entries = version.manifest.entries
-    for name, entry in entries.items():
+    for name, entry in version.manifest.entries.items():
         if entry.ref is not None or not (into / name).resolve().is_relative_to(into.resolve()):
             raise UserError(f"{version.source_qualified_name}: {name} is not a file of the artifact itself")
     into.mkdir(parents=True, exist_ok=True)
     with _faults_in_words():
         version.download(root=str(into), skip_cache=True)
-    for name, entry in entries.items():
-        file = into / name
-        xxh = entry.digest_algorithm().name.endswith("XXH128")
-        digest = hashutil.xxh128_file_b64 if xxh else _md5_b64
-        if not file.is_file() or digest(file) != entry.digest:
-            raise UserError(
-                f"{version.source_qualified_name}: {name} did not arrive as the manifest says; nothing was changed"
-            )
+    try:
+        version.verify(str(into))
+    except (ValueError, OSError) as error:
+        name = version.source_qualified_name
+        raise UserError(f"{name}: a file did not arrive as the manifest says ({error}); nothing was changed") from None
 
 
 def _row(version: Any) -> Artifact | None:
@@ -236,10 +229,6 @@ def _checked(version: Any, row: Artifact, aside: Path) -> dict[str, Path]:
             raise UserError(f"{name}: {output} has the hash {found}, DVC had {expected}")
         places[output] = place
     return places
-
-
-def _md5_b64(file: Path) -> str:
-    return base64.b64encode(bytes.fromhex(hashing.file_md5(file))).decode()
 
 
 @contextmanager

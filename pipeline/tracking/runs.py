@@ -1,7 +1,9 @@
 """A stage's W&B run: what a stage calls while it works. No fault of W&B ever reaches the stage."""
 
 import hashlib
+import logging
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from pipeline import console
 from pipeline.tracking import artifacts, server
 from pipeline.tracking.server import WandbError
 
+_LEAST_FREE = 2**20  # bytes on the disk of the run's files
 _CONFIRMATION = 10.0  # seconds that the server has, after the run's end, to say that it is whole
 
 
@@ -35,7 +38,7 @@ def stage_run(stage: str, config: dict[str, Any], *, resume_key: str | None = No
 
 
 class Run:
-    """What a stage tells W&B. Every method returns normally whatever happens: a fault is told once, in words."""
+    """What a stage tells W&B. Every method returns normally whatever happens: a fault is reported once, in words."""
 
     def __init__(self, stage: str, config: dict[str, Any]) -> None:
         self.stage = stage
@@ -44,7 +47,7 @@ class Run:
         self._online = False
         self._uses: dict[str, str] = {}
         self._rows = 0
-        self._told = False
+        self._reported = False
 
     @property
     def url(self) -> str | None:
@@ -63,13 +66,11 @@ class Run:
             with self._unharmed():
                 self._log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
-    def log_image(self, name: str, path: Path | str) -> None:
-        """Show a picture file."""
+    def summarize(self, figures: dict[str, float]) -> None:
+        """Show the stage's few figures, those that people compare, as the run's summary."""
         if self._live is not None:
-            import wandb
-
             with self._unharmed():
-                self._log({name: wandb.Image(str(path))})
+                self._live.summary.update(figures)
 
     def log_heatmap(self, name: str, values: Sequence[Sequence[float]], *, tokens: int, x: str, y: str) -> None:
         """Show a matrix as a heat map, e.g. the load of each expert (x) in each layer (y)."""
@@ -151,6 +152,7 @@ class Run:
             return
         with self._unharmed():
             self._live.finish(exit_code=exit_code)
+            _refuse_full_disk()
             if self._online:
                 self._confirm()
 
@@ -183,18 +185,27 @@ class Run:
         try:
             yield
         except Exception as error:  # whatever the SDK raises: a watcher stops nobody
-            if self._told:
+            if self._reported:
                 return
-            self._told = True
+            self._reported = True
             advice = "the stage goes on; `moe mirror` uploads its outputs later"
             if self._live is not None:
                 advice += f", `wandb sync {'--include-online ' if self._online else ''}{self._place}` its curves"
             console.warn(f"W&B: {WandbError(error)}; {advice}")
 
 
+def _refuse_full_disk() -> None:
+    """Raise WandbError where the SDK has no room for its files: it loses rows then, and says nothing of it."""
+    folder = os.environ.get("WANDB_DIR") or "."
+    if os.path.isdir(folder) and shutil.disk_usage(folder).free < _LEAST_FREE:
+        raise WandbError(f"the disk is full ({os.path.abspath(folder)}), so curves are missing or cut short")
+
+
 def open_run(mode: Literal["online", "offline"], stage: str, config: dict[str, Any], resume_key: str | None) -> Any:
     """The SDK's run of a stage. Raises WandbError or what the SDK raises, within WANDB_INIT_TIMEOUT (default 20 s)."""
+    _refuse_full_disk()
     os.environ.setdefault("WANDB_SILENT", "true")  # the SDK's own lines; what matters is said by us, once
+    logging.raiseExceptions = False  # where its log cannot be written, else a traceback for each line of it
     import wandb
 
     settings = wandb.Settings(

@@ -1,4 +1,4 @@
-"""Whether W&B is wanted (from WANDB_* variables), whether it answers, and its words made fit to print."""
+"""Whether W&B is wanted (from WANDB_* variables and `wandb login`), whether it answers, and its words without keys."""
 
 import os
 import re
@@ -11,14 +11,16 @@ Mode = Literal["online", "offline", "off"]
 _PATIENCE = 10.0  # seconds for one question; uploads have their own, by their size
 _OFFLINE = ("offline", "dryrun")
 _SWITCHED_OFF = "switched off by WANDB_MODE or WANDB_DISABLED"
+_LOGGED_OUT = "not logged in: run `wandb login`, or set WANDB_API_KEY"
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 _LOGIN_IN_URL = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 _SECRET_IN_URL = re.compile(r"(?<=[?&])([\w.-]*(?:key|token|secret|signature|sig)=)[^&\s\"']+", re.IGNORECASE)
 _STATUS = {
-    401: "401, it does not know this WANDB_API_KEY",
-    403: "403, this WANDB_API_KEY may not write to the project",
+    401: "401, it does not know this key (WANDB_API_KEY, or what `wandb login` kept)",
+    403: "403, this key may not write to the project",
     429: "429, too many requests",
 }
+_kept_keys: set[str] = set()  # of `wandb login`, so that they are never shown
 
 
 class WandbError(Exception):
@@ -29,14 +31,30 @@ class WandbError(Exception):
 
 
 def mode() -> tuple[Mode, str]:
-    """What the environment asks for, and where it is "off" why, in words."""
+    """What the environment asks for, and where it is "off" why, in words. Imports nothing where that is plain."""
     if _switched_off():
         return "off", _SWITCHED_OFF
-    offline = os.environ.get("WANDB_MODE") in _OFFLINE
-    missing = [n for n in ("WANDB_API_KEY", "WANDB_PROJECT") if not os.environ.get(n) and not (offline and "KEY" in n)]
-    if missing:
-        return "off", f"{' and '.join(missing)} not set"
-    return ("offline" if offline else "online"), ""
+    if not os.environ.get("WANDB_PROJECT"):
+        return "off", "WANDB_PROJECT not set"
+    if os.environ.get("WANDB_MODE") in _OFFLINE:
+        return "offline", ""
+    return ("online", "") if key() else ("off", _LOGGED_OUT)
+
+
+def key() -> str:
+    """The key in WANDB_API_KEY, else the one that `wandb login` has kept for this server; "" where there is none."""
+    from wandb.errors import AuthenticationError
+    from wandb.sdk.lib import wbauth
+
+    if given := os.environ.get("WANDB_API_KEY"):
+        return given
+    try:
+        auth = wbauth.authenticate_session(host=base_url(), source="moe", prompt=False, update_session=False)
+    except AuthenticationError:  # what was kept is no key
+        return ""
+    kept: str = getattr(auth, "api_key", "")
+    _kept_keys.update({kept} - {""})
+    return kept
 
 
 def ask(query: str, **variables: str) -> Any:
@@ -51,7 +69,7 @@ def ask(query: str, **variables: str) -> Any:
         answer = httpx.post(
             f"{base}/graphql",
             json={"query": query, "variables": variables},
-            auth=("api", os.environ.get("WANDB_API_KEY", "")),
+            auth=("api", key()),
             timeout=_PATIENCE,
         )
     except httpx.TimeoutException:
@@ -83,13 +101,13 @@ def entity() -> str:
 
 
 def api() -> Any:
-    """A `wandb.Api` for the project of the environment. Raises UserError where it is not to be had."""
+    """A `wandb.Api` for the project of the environment. Raises UserError where it is not available."""
     if _switched_off():
         raise UserError(f"W&B: {_SWITCHED_OFF}, and this needs it")
     if os.environ.get("WANDB_MODE") in _OFFLINE:
         raise UserError("W&B: WANDB_MODE=offline, and this needs the server: unset WANDB_MODE")
-    if not os.environ.get("WANDB_API_KEY"):
-        raise UserError("W&B: WANDB_API_KEY not set: export it first")
+    if not key():
+        raise UserError(f"W&B: {_LOGGED_OUT}")
     os.environ.setdefault("WANDB_SILENT", "true")
     try:
         overrides = {"entity": entity(), "project": os.environ.get("WANDB_PROJECT"), "base_url": base_url()}
@@ -97,7 +115,7 @@ def api() -> Any:
         raise UserError(f"W&B: {error}. Nothing was changed; try again later") from None
     import wandb
 
-    return wandb.Api(overrides=overrides, api_key=os.environ["WANDB_API_KEY"], timeout=30)
+    return wandb.Api(overrides=overrides, api_key=key(), timeout=30)
 
 
 def _switched_off() -> bool:
@@ -109,6 +127,8 @@ def scrub(text: str) -> str:
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and len(value) >= 8:
             text = text.replace(value, "***")
+    for value in _kept_keys:
+        text = text.replace(value, "***")
     return _SECRET_IN_URL.sub(r"\1***", _LOGIN_IN_URL.sub("***", text))
 
 

@@ -15,7 +15,7 @@ import yaml
 from pipeline import tracking
 from pipeline.errors import UserError
 from pipeline.hashing import content_hash, tree_md5
-from pipeline.tracking import artifacts, server
+from pipeline.tracking import artifacts, runs, server
 from tests.tracking import wandb_server
 from tests.tracking.wandb_server import ENTITY, KEY, WandbServer
 
@@ -142,8 +142,36 @@ def test_unset_nothing_is_contacted_and_one_line_says_so(project: Path) -> None:
         check=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    assert done.stdout == "W&B: off (WANDB_API_KEY and WANDB_PROJECT not set); nothing is contacted\n"
+    assert done.stdout == "W&B: off (WANDB_PROJECT not set); nothing is contacted\n"
     assert not done.stderr
+
+
+def test_wandb_login_is_enough_and_its_key_is_never_shown(
+    wb: WandbServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    run_stage("download")
+    assert "W&B: off (not logged in: run `wandb login`, or set WANDB_API_KEY); nothing" in capfd.readouterr().out
+    with pytest.raises(UserError, match="not logged in: run `wandb login`"):
+        tracking.mirror()
+    assert not wb.requests
+    cli("login", "--relogin", "--host", wb.url, KEY)
+    run_stage("download")
+    write_lock("download")
+    tracking.mirror()
+    assert wb.jobs()["download"].state == "finished" and len(wb.committed("raw")) == 1
+    wb.fault(403)
+    with pytest.raises(UserError, match="403"):
+        tracking.mirror()
+    assert server.scrub(f"refused: {KEY}") == "refused: ***"
+    assert KEY not in "".join(capfd.readouterr())
+
+
+def test_a_full_disk_is_one_line(wb: WandbServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(runs, "_LEAST_FREE", 2**60)
+    run_stage("download")
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 1 and "the disk is full" in told[0] and "the stage goes on" in told[0]
 
 
 # A stage's run
@@ -152,6 +180,7 @@ def test_unset_nothing_is_contacted_and_one_line_says_so(project: Path) -> None:
 def test_run_has_config_group_and_curves_over_tokens(wb: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "puffy-daks")
     with tracking.stage_run("train", CONFIG) as run:
+        run.summarize({"bits per byte": 0.54})
         for tokens in (100, 200):
             run.log({"train/loss": 2.0, "val/loss": 2.1}, tokens=tokens)
         run.log_table("samples", ["prompt", "story"], [["Once", "upon a time"]])
@@ -159,6 +188,7 @@ def test_run_has_config_group_and_curves_over_tokens(wb: WandbServer, monkeypatc
     watched = wb.jobs()["train"]
     assert (watched.state, watched.attributes["groupName"]) == ("finished", "puffy-daks")
     assert watched.config == CONFIG
+    assert json.loads(watched.summary)["bits per byte"] == 0.54
     assert [row["tokens"] for row in watched.rows if "train/loss" in row] == [100, 200]
     axes = json.loads(watched.attributes["config"])["_wandb"]["value"]["m"]
     assert any(axis.get("2") == "*" for axis in axes)
@@ -406,7 +436,7 @@ def test_mirror_says_what_is_wrong_and_claims_nothing(wb: WandbServer) -> None:
     with pytest.raises(UserError, match="repeat the command"):
         tracking.mirror()
     wb.fault(401)
-    with pytest.raises(UserError, match="does not know this WANDB_API_KEY"):
+    with pytest.raises(UserError, match="does not know this key"):
         tracking.mirror()
 
 
@@ -463,7 +493,7 @@ def test_a_damaged_file_is_refused_and_nothing_is_changed(wb: WandbServer) -> No
     before = content_hash("data/raw")
     digest = next(digest for digest, body in wb.blobs.items() if b"train/part" in body)
     wb.blobs[digest] = b"?" + wb.blobs[digest][1:]
-    with pytest.raises(UserError, match=r"train/part-0\.bin did not arrive"):
+    with pytest.raises(UserError, match=r"did not arrive as the manifest says .*train/part-0\.bin"):
         tracking.fetch("raw:latest")
     assert content_hash("data/raw") == before and [p.name for p in Path("data").iterdir()] == ["raw"]
 
