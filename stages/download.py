@@ -20,8 +20,8 @@ def main(
         from pipeline.download import sources
 
         report = sources.download(job.params.download, RAW)
-        for guess, files in report["guessed_split"].items():
-            console.say(f"download.split = auto: {guess} ({files} file{'s' if files > 1 else ''})")
+        for why, documents in report["dropped"].items():
+            console.warn(f"download: left out {documents:,} documents: {why}")
         job.finish(report, wrote=[RAW], summary=f"{report['documents']:,} documents")
 
 

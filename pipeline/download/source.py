@@ -7,12 +7,12 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Self
+from typing import Any, Self
 
-from pipeline.documents.reading import How, Reader, kind_of
+from pipeline.documents.reading import How, Opener, Reader, kind_of, settle
 
 
 @dataclass
@@ -48,10 +48,18 @@ class Source:
     def __init__(self, wanted: Any, folder: Path) -> None:
         self.wanted, self.folder = wanted, folder
         self.guesses: Counter[str] = Counter()  # what `split: auto` decided, in words
+        self.dropped: Counter[str] = Counter()  # documents that hold no text, by reason
+        self._opened: list[tuple[str, Opener]] = []
 
     def files(self) -> list[File]:
         """The files, those of the split val first. Raises UserError for a source that is not there."""
         raise NotImplementedError
+
+    @cached_property
+    def _how(self) -> How:
+        """How all the files are read: for `split: auto`, they are looked at together."""
+        how = How(self.wanted.text_column, self.wanted.split, self.wanted.separator)
+        return settle(self._opened, how, self.guesses)
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +73,7 @@ class Source:
     def file(
         self,
         name: str,
-        open: Callable[[], AbstractContextManager[IO[bytes]]],
+        open: Opener,
         entry: dict[str, Any],
         source: str,
         split: str | None = None,
@@ -73,11 +81,11 @@ class Source:
         """A file in one of the formats that `Reader` knows; `source` is what its documents are counted under."""
 
         def documents() -> Iterator[Document]:
-            how = How(self.wanted.text_column, self.wanted.split, self.wanted.separator)
             with open() as stream:
-                for text in Reader(name, how, self.guesses).documents(stream):
+                for text in Reader(name, self._how, self.guesses, self.dropped).documents(stream):
                     yield Document(text, source, split)
 
+        self._opened.append((name, open))
         return File(name, split, entry, documents)
 
 

@@ -59,6 +59,7 @@ def download(params: Download, into: Path) -> dict[str, Any]:
     return report | {
         "files": len(manifest["files"]),
         "guessed_split": dict(source.guesses),
+        "dropped": dict(source.dropped),
         "description": source.description,
         "card": f"Data: {source.card}; {counts}.",
         "dataset": source.dataset,

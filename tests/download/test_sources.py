@@ -169,6 +169,21 @@ def test_a_guess_is_reported_though_a_bound_ends_the_file(tmp_path: Path) -> Non
     assert [guess.split(":")[0] for guess in report["guessed_split"]] == ["blank_lines"]
 
 
+def test_a_folder_of_one_story_files_gives_a_document_a_file(tmp_path: Path) -> None:
+    for number, story in enumerate(STORIES):
+        (tmp_path / f"{number:03}.txt").write_text(f"{story}\n\nAnd more.")
+    report = download(preset("local", path=str(tmp_path)), tmp_path / "out/raw")
+    assert texts(tmp_path / "out/raw") == [f"{story}\n\nAnd more." for story in STORIES]
+    assert report["guessed_split"] == {"whole: the files are short, and each is one document": len(STORIES)}
+
+
+def test_the_report_counts_documents_without_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "A story."}\n{"text": null}\n{"text": " "}\n')
+    pq.write_table(pa.table({"text": ["Another.", None]}), tmp_path / "b.parquet")
+    report = download(preset("local", path=str(tmp_path)), tmp_path / "out/raw")
+    assert (report["documents"], report["dropped"]) == (2, {"null": 2, "empty or only white space": 1})
+
+
 def test_what_a_folder_holds_besides_is_left_out_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
