@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, refusal
 
 _PARTIAL = ".partial"
 _PATIENCE = 10.0  # seconds that one writer waits for another
@@ -30,13 +30,9 @@ def scratch(path: Path) -> Iterator[Path]:
 
     The name is fixed so that what a killed run left there is found and removed by the next one.
     """
-    with _alone(path):
-        remove(path)
+    with _own(path, path):
         path.mkdir(parents=True)
-        try:
-            yield path
-        finally:
-            remove(path)
+        yield path
 
 
 @contextmanager
@@ -45,20 +41,31 @@ def written_whole(path: Path | str) -> Iterator[Path]:
 
     The place is `.NAME.partial` in the same folder (a rename is atomic within one file system). What a killed
     run left there is removed first; after an exception nothing stays. A previous `path` is replaced at the end.
-    Raises UserError where another process is writing the same path.
+    Raises UserError where another process is writing the same path, or the disk is full.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}{_PARTIAL}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    with _own(path, partial):
+        yield partial
+        if not partial.exists():
+            raise FileNotFoundError(f"nothing was written to {partial}")
+        _replace(path, partial)
+
+
+@contextmanager
+def _own(path: Path, place: Path) -> Iterator[None]:
+    """Be the only writer of `path`, with nothing at `place` before and after."""
     with _alone(path):
-        remove(partial)
+        remove(place)
         try:
-            yield partial
-            if not partial.exists():
-                raise FileNotFoundError(f"nothing was written to {partial}")
-            _replace(path, partial)
+            yield
+        except Exception as error:  # asked before there is room again: many a library does not say what it met
+            if not isinstance(error, UserError) and (words := refusal(error)):
+                raise UserError(words) from error
+            raise
         finally:
-            remove(partial)
+            remove(place)
 
 
 def _replace(path: Path, partial: Path) -> None:

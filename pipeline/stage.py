@@ -41,13 +41,13 @@ class Job:
 
         Prints the stage's last line and mirrors the outputs to W&B. Raises UserError where an input has changed.
         """
+        self.inputs.refuse_changes()
         _write_json(REPORTS / f"{self.name}.json", report)
         if metrics is not None:
             _write_json(METRICS / f"{self.name}.json", metrics)
             self.run.summarize(metrics)
         took = console.duration(time.monotonic() - self._begun)
         places = ", ".join(f"{path} ({console.size(_bytes(path))})" for path in wrote)
-        self.inputs.refuse_changes()
         self.run.mirror()
         console.say(f"{self.name}: wrote {places}: {summary} in {took}")
 
