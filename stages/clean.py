@@ -26,12 +26,11 @@ def main(
 ) -> None:
     """Repair, normalise, filter and deduplicate the documents, and split them into train and val."""
     with stage("clean", params) as job:
-        from pipeline.clean import cleaning
+        from pipeline.clean import cleaning, statistics
 
         report = cleaning.clean(job.params.clean, RAW, CLEAN, PLOTS / "clean", runner)
-        kept, val = report["documents_out"], report["val"]["documents"]
-        summary = f"{kept:,} of {report['documents_in']:,} documents, {val:,} of them val"
-        job.finish(report, wrote=[CLEAN], summary=summary, metrics={"documents": kept})
+        summary = statistics.summary(report)
+        job.finish(report, wrote=[CLEAN], summary=summary, metrics={"documents": report["documents_out"]})
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ duplicates are found among the hashes of all; what stays is written in the order
 written depend on the documents and the params alone, not on the runner, its threads or the cuts between shards.
 """
 
+import json
 import os
 import socket
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
@@ -27,16 +30,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from daft import DataType, Series, col
+from daft.exceptions import DaftCoreException
 
 from pipeline import console
-from pipeline.clean import duplicates
+from pipeline.clean import duplicates, splits
 from pipeline.clean.decontamination import overlaps
 from pipeline.clean.judging import JUDGED, judge
 from pipeline.clean.rules import active
-from pipeline.clean.statistics import Statistics
-from pipeline.documents.shards import Shards, tables
+from pipeline.clean.statistics import Statistics, in_words
+from pipeline.documents.shards import Shards, byte_lengths, tables
 from pipeline.errors import UserError
 from pipeline.files import scratch, written_whole
+from pipeline.hashing import file_sha256
 from pipeline.params import Clean
 
 SCHEMA = pa.schema([("text", pa.string()), ("source", pa.string()), ("id", pa.string())])
@@ -49,16 +54,18 @@ def clean(params: Clean, raw: Path, into: Path, plots: Path, runner: str | None 
 
     runner: native | ray; None: ray when RAY_ADDRESS is set. Raises UserError where nothing could be trained on.
     """
-    shards = _raw_shards(raw)
+    shards, digests = _raw_shards(raw)
     use_runner(runner)
     statistics = Statistics(params)
     given = any([_has_val(path) for path in shards])
     with scratch(into.with_name(".clean-work")) as work, written_whole(into) as folder:
-        hashes, is_val = _judge_all(params, shards, given, work, statistics)
+        hashes, is_val = _judge_all(params, shards, digests, given, work, statistics)
         reason = _repeats(params, hashes, is_val)
-        moved = _fill_splits(hashes.key, is_val, reason == 0, not given, _losses(raw, statistics, reason))
+        losses = f"{raw} has {statistics.documents_in:,} (dropped: {in_words(statistics.dropped(reason)) or 'none'})"
+        moved = splits.fill(hashes, is_val, reason == 0, given, losses)
         _write(params, work, folder, hashes.key, is_val, reason, statistics)
     statistics.draw(plots)
+    statistics.warn()
     return statistics.report() | {"split": "as given" if given else "by hash", "moved_to_fill_split": moved}
 
 
@@ -109,11 +116,23 @@ def judged(params: Clean, shards: list[Path]) -> daft.DataFrame:
     return frame
 
 
-def _batches(params: Clean, shards: list[Path]) -> Iterator[pa.RecordBatch]:
+def _batches(params: Clean, shards: list[Path], digests: dict[str, str]) -> Iterator[pa.RecordBatch]:
     """What the plan gives. One machine takes shard after shard, since its engine would read all of them at once."""
+
+    def verify(path: Path) -> None:
+        if digests and file_sha256(path) != digests[path.name]:
+            raise UserError(f"{path} has changed since download wrote it (SHA-256); run the stage download again")
+
     on_ray = daft.get_or_create_runner().name == "ray"
     for some in [shards] if on_ray else [[path] for path in shards]:
-        yield from judged(params, some).to_arrow_iter()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(verify, some))
+        try:
+            yield from judged(params, some).to_arrow_iter()
+        except DaftCoreException as error:
+            if "CorruptFile" not in str(error):
+                raise
+            raise UserError(f"{error}; run the stage download again") from None
 
 
 def in_order(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -133,23 +152,24 @@ def in_order(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _judge_all(
-    params: Clean, shards: list[Path], given: bool, work: Path, statistics: Statistics
+    params: Clean, shards: list[Path], digests: dict[str, str], given: bool, work: Path, statistics: Statistics
 ) -> tuple[duplicates.Hashes, np.ndarray]:
     """Run the first pass; what is not dropped goes to `work`. Returns its hashes and which are val.
 
     given: the source says of some documents that they are val; what it says nothing of is split by hash.
     """
-    keys, is_val = [np.zeros(0, np.uint64)], [np.zeros(0, bool)]
+    keys, sizes, is_val = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, bool)]
     limit = np.uint64(int(params.val_fraction * 2**64))
     near = duplicates.NearDuplicates(params.near_duplicates, work) if params.near_duplicates.enabled else None
     total = sum(pq.read_metadata(path).num_rows for path in shards)
     with Shards(work / "kept", _KEPT, "lz4") as out, console.progress("clean", total, "documents") as advance:
-        for batch in in_order(_batches(params, shards)):
+        for batch in in_order(_batches(params, shards, digests)):
             statistics.judged(batch)
             advance(len(batch))
             batch = batch.filter(pc.equal(batch.column("reason"), 0))
             out.write(pa.Table.from_batches([batch]).select(_KEPT.names))
             keys.append(batch.column("key").to_numpy())
+            sizes.append(byte_lengths(batch.column("text")))
             val = keys[-1] < limit
             if given:
                 split = batch.column("split")
@@ -157,7 +177,7 @@ def _judge_all(
             is_val.append(val.astype(bool))
             if near is not None:
                 near.add(batch.column("signature").flatten().to_numpy())
-    return duplicates.Hashes(np.concatenate(keys), near), np.concatenate(is_val)
+    return duplicates.Hashes(np.concatenate(keys), np.concatenate(sizes), near), np.concatenate(is_val)
 
 
 # --- second pass: hashes of all documents -----------------------------------------------------------------------------
@@ -171,37 +191,6 @@ def _repeats(params: Clean, hashes: duplicates.Hashes, is_val: np.ndarray) -> np
         if rule.repeats:
             reason[rule.repeats(hashes, order[reason[order] == 0])] = number
     return reason
-
-
-def _losses(raw: Path, statistics: Statistics, reason: np.ndarray) -> str:
-    """What became of the raw documents, in words for an error."""
-    why = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in statistics.dropped(reason).most_common())
-    return f"{raw} has {statistics.report()['documents_in']:,} (dropped: {why or 'none'})"
-
-
-def _fill_splits(keys: np.ndarray, is_val: np.ndarray, stays: np.ndarray, by_hash: bool, losses: str) -> int:
-    """See that train and val both have documents; of few documents all may fall to one, then one moves.
-
-    losses: what became of the other documents, for the errors.
-    """
-    left = np.flatnonzero(stays)
-    n_val = int(is_val[left].sum())
-    if len(left) == 0:
-        raise UserError(f"no document is left: {losses}; see params clean.*, and reports/download.json")
-    if 0 < n_val < len(left):
-        return 0
-    if len(left) == 1:
-        raise UserError(
-            f"one document is left, and val needs one of its own: {losses}; add documents, or see download.split"
-        )
-    if not by_hash:
-        empty = "train" if n_val else "val"
-        raise UserError(f"every {empty} document of the source was dropped: {losses}; see params clean.*")
-    pick = left[np.argmax(keys[left]) if n_val else np.argmin(keys[left])]
-    is_val[pick] = not is_val[pick]
-    empty = "train" if n_val else "val"
-    console.warn(f"none of {len(left)} documents falls to {empty} by its hash; one was moved there")
-    return 1
 
 
 # --- third pass: write ------------------------------------------------------------------------------------------------
@@ -257,24 +246,47 @@ def _val_texts(folder: Path, wanted: np.ndarray) -> Iterator[pa.Array]:
 # --- the raw shards ---------------------------------------------------------------------------------------------------
 
 
-def _raw_shards(raw: Path) -> list[Path]:
+def _raw_shards(raw: Path) -> tuple[list[Path], dict[str, str]]:
+    """The shards, and the SHA-256 that download gave each, by name; none where the folder has no manifest."""
     shards = sorted(raw.glob("part-*.parquet"))
     if not shards:
         raise UserError(f"no part-*.parquet in {raw}; run the stage download first")
     for path in shards:
-        try:
+        with _said_if_damaged(path):
             names = set(pq.read_schema(path).names)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path} is damaged ({error}); run the stage download again") from None
         if not names >= _RAW:
             raise UserError(f"{path} lacks the column {', '.join(sorted(_RAW - names))}; it has {', '.join(names)}")
-    return shards
+    manifest = raw / "manifest.json"
+    if not manifest.exists():
+        console.warn(f"{manifest} is not there: the shards are not verified")
+        return shards, {}
+    with _said_if_damaged(manifest):
+        digests = {entry["name"]: entry["sha256"] for entry in json.loads(manifest.read_bytes())["shards"]}
+    if odd := sorted({path.name for path in shards} ^ set(digests)):
+        raise UserError(f"{raw}: {', '.join(odd[:5])} in manifest.json or in the folder, but not in both; "
+                        "run the stage download again")  # fmt: skip
+    return shards, digests
 
 
 def _has_val(path: Path) -> bool:
     """Whether some document of a shard is marked val."""
-    with pq.ParquetFile(path) as file:
+    with _said_if_damaged(path), pq.ParquetFile(path) as file:
         return any(
             pc.any(pc.equal(batch.column(0), "val")).as_py() or False
             for batch in file.iter_batches(2**16, columns=["split"])
         )
+
+
+@contextmanager
+def _said_if_damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        OSError,
+    ) as error:  # pyarrow's are of these; those of the disk have a number
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"{path} is damaged ({error}); run the stage download again") from None

@@ -39,6 +39,7 @@ class Hashes:
     """What is known of all documents that the first pass keeps, in their order."""
 
     key: np.ndarray  # of the text, uint64 [documents]
+    size: np.ndarray  # of the text, bytes, int64 [documents]
     near: "NearDuplicates | None"  # their signatures, where these are wanted
 
 

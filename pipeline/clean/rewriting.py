@@ -3,8 +3,9 @@
 texts = tidy_whitespace(texts, params.clean)      # pyarrow arrays of large strings, in and out
 """
 
+import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import ftfy
@@ -23,16 +24,27 @@ _CP1252_OF_CONTINUATION = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–�
 _DAMAGED_PUNCTUATION = [(mark.encode().decode("sloppy-windows-1252"), mark) for mark in "–—‘’“”…"]  # ftfy's codec
 _CUT_QUOTE = f"â€([^{_CP1252_OF_CONTINUATION}]|$)"
 
-_NEWLINES = r"\r\n?|[\x0b\x0c\x{85}\x{2028}\x{2029}]"
-_INVISIBLE = r"[\x00-\x08\x0e-\x1f\x7f-\x{9f}\x{ad}\x{200b}\x{2060}\x{feff}]"
-_UNTIDY = rf"{_NEWLINES}|{_INVISIBLE}|\t|[^ \P{{Zs}}]|  | \n|\n |\n\n\n|^\s|\s$"
-_TIDY = (
-    (_NEWLINES, "\n"),
-    (_INVISIBLE, ""),
-    (r"[\t\p{Zs}]{2,}|\t|[^ \P{Zs}]", " "),  # what is already one plain space is not matched: that is most of them
-    (r" \n ?|\n ", "\n"),
-    (r"\n{3,}", "\n\n"),
-)
+_NEWLINES = (r"\r\n?|[\x0b\x0c\x{85}\x{2028}\x{2029}]", "\n")
+_CONTROLS = (r"[\x00-\x08\x0e-\x1f\x7f-\x{9f}\x{ad}\x{2060}\x{feff}]", "")  # and characters that nobody sees
+# A zero-width space parts words where a script has no spaces (Thai to Myanmar, Khmer, Tai, Balinese, Javanese, …); the
+# joiners U+200C and U+200D shape Indic, Persian and emoji, and are left alone everywhere.
+_UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u1950-\u1aaf\u1b00-\u1b7f\ua980-\ua9ff\uaa60-\uaadf"
+_STRAY_ZERO_WIDTH = re.compile(f"(?<![{_UNSPACED}])\u200b+(?![{_UNSPACED}])")
+_TIDY = {
+    "layout": (
+        (r"[^ \x{3000}\P{Zs}]", " "),  # no-break, thin and wide spaces; lines of Chinese are indented by U+3000
+        (r"(?m)[ \t]*\t[ \t]*$|^ +$", ""),
+        (r"(?m)([^ \n]) $", r"\1"),
+        (r"(?m) {3,}$", "  "),  # two spaces at the end of a line break it in Markdown
+        (r"\A(?:[ \t]*\n)+", ""),
+    ),
+    "prose": (
+        (r"[\t\p{Zs}]{2,}|\t|[^ \P{Zs}]", " "),  # what is already one plain space is not matched: that is most of them
+        (r" \n ?|\n ", "\n"),
+        (r"\n{3,}", "\n\n"),
+        (r"\A\s+", ""),
+    ),
+}
 
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _HEX, _NOT_A_WORD = "[0-9A-Fa-f]{1,4}", "[0-9A-Fa-f]{0,3}[0-9][0-9A-Fa-f]{0,3}"  # add::one is code, 2001::1 is not
@@ -43,7 +55,7 @@ _PERSONAL = (
         rf"\b(?:{_HEX}:){{7}}{_HEX}\b|\b(?:{_HEX}:){{2,6}}(?::{_HEX}){{1,5}}\b|\b{_NOT_A_WORD}:(?::{_HEX}){{1,6}}\b",
         "[ip]",
     ),
-    (r"\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,5}\b|\(\d{3}\) ?\d{3}[ .-]\d{4}\b", "[phone]"),
+    (r"\+\d(?:[ .()-]{0,2}\d){7,14}\b|\(\d{3}\) ?\d{3}[ .-]\d{4}\b", "[phone]"),  # "+100 points" is none
     (r"\b\d{3}[.-]\d{3,4}[.-]\d{4}\b|\b1[3-9]\d{9}\b", "[phone]"),
 )
 
@@ -54,8 +66,14 @@ def fix_encoding(texts: pa.Array, params: Clean) -> pa.Array:
 
 
 def tidy_whitespace(texts: pa.Array, params: Clean) -> pa.Array:
-    """TODO"""
-    return _where(pc.match_substring_regex(texts, _UNTIDY), texts, _tidy)
+    """No control characters, nothing blank at the end; "layout" keeps lines as they are set out, "prose" does not.
+
+    layout: indentation, columns, blank lines and Markdown's line breaks stay; no other space ends a line.
+    prose: one space between words, one blank line at most, no space at either end of a line.
+    """
+    steps = (_NEWLINES, _CONTROLS, *_TIDY[params.tidy_whitespace])
+    untidy = "|".join(f"(?:{pattern})" for pattern, _ in steps) + r"|\x{200b}|[\s\p{Z}]\z"
+    return _where(pc.match_substring_regex(texts, untidy), texts, partial(_tidied, steps))
 
 
 def normalize(texts: pa.Array, params: Clean) -> pa.Array:
@@ -80,15 +98,15 @@ def _repaired(texts: pa.Array) -> pa.Array:
     return _where(_suspicious(texts), texts, lambda some: _each(ftfy.fix_encoding, some))
 
 
+def _tidied(steps: Iterable[tuple[str, str]], texts: pa.Array) -> pa.Array:
+    texts = _where(pc.match_substring(texts, "\u200b"), texts, partial(_each, partial(_STRAY_ZERO_WIDTH.sub, "")))
+    for pattern, replacement in steps:
+        texts = _replaced(texts, pattern, replacement)
+    return pc.utf8_rtrim_whitespace(texts)
+
+
 def _suspicious(texts: pa.Array) -> pa.Array:
     return pc.invert(pc.match_substring_regex(texts, _CLEARLY_FINE))
-
-
-def _tidy(texts: pa.Array) -> pa.Array:
-    """No control or invisible characters; one space, one blank line at most; nothing blank at the ends of lines."""
-    for pattern, replacement in _TIDY:
-        texts = _replaced(texts, pattern, replacement)
-    return pc.utf8_trim_whitespace(texts)
 
 
 def _replaced(texts: pa.Array, pattern: str, replacement: str) -> pa.Array:

@@ -77,7 +77,7 @@ def _top_ngram(batch: Characters, params: Clean) -> np.ndarray:
 RULES = (
     Rule("fix_encoding", "mojibake", lambda p: p.fix_encoding, rewrite=rewriting.fix_encoding),
     Rule("tidy_whitespace", "untidy white space, control characters",
-         lambda p: p.tidy_whitespace, rewrite=rewriting.tidy_whitespace),
+         lambda p: p.tidy_whitespace != "none", rewrite=rewriting.tidy_whitespace),
     Rule("unicode_form", "characters that are not in clean.unicode_form",
          lambda p: p.unicode_form != "none", rewrite=rewriting.normalize),
     Rule("mask_personal_data", "e-mail addresses, IP addresses, phone numbers",

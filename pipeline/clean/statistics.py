@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import plotting
+from pipeline import console, plotting
 from pipeline.clean.rules import REWRITES, RULES, active
 from pipeline.documents.shards import byte_lengths
 from pipeline.params import Clean
@@ -27,7 +27,7 @@ _EDGES = 2.0 ** np.arange(0, 31, 0.125)  # of the length histogram, bytes
 class Statistics:
     def __init__(self, params: Clean) -> None:
         self._rules = [rule for _, rule in active(params)]
-        self._documents_in = self._documents_changed = 0
+        self.documents_in = self._documents_changed = 0
         self._rewritten = np.zeros(1 + len(REWRITES), np.int64)  # bytes before the first rewrite and after each
         self._changed = np.zeros(len(REWRITES), np.int64)  # documents
         self._dropped: dict[str, dict[str, Any]] = defaultdict(lambda: {"documents": 0, "bytes": 0, "examples": []})
@@ -39,7 +39,7 @@ class Statistics:
         """Count a batch of the first pass."""
         sizes = batch.column("bytes").flatten().to_numpy().reshape(len(batch), 1 + len(REWRITES))
         changed = batch.column("changed").to_numpy()
-        self._documents_in += len(batch)
+        self.documents_in += len(batch)
         self._documents_changed += int((changed > 0).sum())
         self._rewritten += sizes.sum(axis=0)
         self._changed += [int((changed >> bit & 1).sum()) for bit in range(len(REWRITES))]
@@ -81,7 +81,7 @@ class Statistics:
     def report(self) -> dict[str, Any]:
         """Counts of every rule in order, then of every split and source."""
         steps: dict[str, Any] = {}
-        documents, size = self._documents_in, int(self._rewritten[0])
+        documents, size = self.documents_in, int(self._rewritten[0])
         for rule in self._rules:
             dropped = self._dropped.get(rule.name, {"documents": 0, "bytes": 0})
             entry = {"documents_in": documents, "bytes_in": size, "documents_changed": 0, "bytes_changed": 0}
@@ -94,7 +94,7 @@ class Statistics:
             size += entry["bytes_changed"] - entry["bytes_dropped"]
             steps[rule.name] = entry | {"documents_out": documents, "bytes_out": size}
         return {
-            "documents_in": self._documents_in,
+            "documents_in": self.documents_in,
             "documents_out": documents,
             "documents_changed": self._documents_changed,
             "bytes_in": int(self._rewritten[0]),
@@ -104,6 +104,13 @@ class Statistics:
             "dropped": {rule.name: self._dropped[rule.name] for rule in self._rules if rule.name in self._dropped},
             "sources": self._largest_sources(),
         }
+
+    def warn(self) -> None:
+        """Warn of a rule that drops more than half of what it is given: it may not fit the text."""
+        for rule, step in zip(self._rules, self.report()["steps"].values(), strict=True):
+            dropped, given = step["documents_dropped"], step["documents_in"]
+            if 2 * dropped > given:
+                console.warn(f"the rule {rule.name} dropped {dropped:,} of {given:,} documents: {rule.why}")
 
     def _largest_sources(self) -> dict[str, dict[str, int]]:
         """Documents and bytes of the largest sources by name, and of all others together."""
@@ -145,3 +152,18 @@ class Statistics:
             axes.yaxis.set_major_formatter(thousands)
             axes.legend()
             plotting.save(figure, plots / "lengths.png")
+
+
+def in_words(counts: dict[str, int]) -> str:
+    """Numbers of documents by rule, the largest first: 12 near duplicates, 3 too short."""
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in ordered if n)
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The stage's last words, from its report: what was kept, dropped and rewritten, by which rules."""
+    dropped = in_words({name: step["documents_dropped"] for name, step in report["steps"].items()})
+    changed = in_words({name: step["documents_changed"] for name, step in report["steps"].items()})
+    kept = f"{report['documents_out']:,} of {report['documents_in']:,} documents"
+    rewritten = f"{report['documents_changed']:,}" + (f" ({changed})" if changed else "")
+    return f"{kept}, {report['val']['documents']:,} of them val; dropped: {dropped or 'none'}; rewritten: {rewritten}"

@@ -32,7 +32,10 @@ class Clean(Section):
     watch: str = Field(description="file or folder whose content DVC watches for this stage: that of decontaminate")
     fix_encoding: bool = Field(description="repair mojibake with ftfy")
     unicode_form: Literal["NFC", "NFKC", "none"]
-    tidy_whitespace: bool = Field(description="drop control characters, even out white space")
+    tidy_whitespace: Literal["none", "layout", "prose"] = Field(
+        description="layout: drop control characters and stray blanks, keep indentation, columns and line breaks; "
+        "prose: also one space between words, one blank line at most, no indentation"
+    )
     min_chars: Annotated[int, Field(ge=0)] = Field(description="shorter documents are dropped, characters")
     max_chars: Positive | None = Field(description="longer documents are dropped, characters; null: no bound")
     script: Literal["any", "latin", "han"] = Field(description="script that must prevail in a document")

@@ -22,9 +22,12 @@ from hypothesis import strategies as st
 from pipeline import console, params
 from pipeline.clean import characters, cleaning, duplicates, rules
 from pipeline.clean.judging import judge
+from pipeline.clean.statistics import summary
+from pipeline.cli.compose import compose
 from pipeline.documents import shards
 from pipeline.download import sources
 from pipeline.errors import UserError
+from pipeline.hashing import file_sha256
 from pipeline.storyteller.stories import stories
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +57,8 @@ def raw(folder: Path, documents: list[str], splits: Sequence[str | None] | None 
     )
     for number, part in enumerate(np.array_split(np.arange(len(documents)), pieces)):
         pq.write_table(table.take(pa.array(part)), folder / f"part-{number:05d}.parquet", row_group_size=17)
+    shards = [{"name": path.name, "sha256": file_sha256(path)} for path in sorted(folder.glob("*.parquet"))]
+    (folder / "manifest.json").write_text(json.dumps({"shards": shards}))
     return folder
 
 
@@ -100,7 +105,7 @@ def reason(text: str, **changes: Any) -> str:
         ('“It’s” already… fine — and she\'s "quoted"', '“It’s” already… fine — and she\'s "quoted"'),
         ("Smörgåsbord, señor, ¿qué? 你好，世界。", "Smörgåsbord, señor, ¿qué? 你好，世界。"),
         ("e\u0301", "é"),
-        ("a\tb  c \r\n\r\n\r\n\r\n d\u00a0e\u200bf\x00g\ufeff", "a b c\n\nd efg"),
+        ("a\tb  c \r\n\r\n\r\n\r\n d\u00a0e\u200bf\x00g\ufeff", "a\tb  c\n\n\n\n d efg"),
     ],
 )
 def test_damage_is_repaired_and_the_rest_left_alone(damaged: str, repaired: str) -> None:
@@ -118,14 +123,74 @@ def test_personal_data_is_masked_and_numbers_are_not() -> None:
     )
     assert rewritten(numbers, mask_personal_data=True) == numbers
 
+    for plain in ("+100 points, then +5 10 20.", "a[1]+1234 or x = y +3"):
+        assert rewritten(plain, mask_personal_data=True) == plain
+
+
+LAYOUTS = {
+    "code": "def f(x):\n\tif x:\n        return x  # two  spaces\n\n\nclass C:\n    pass",
+    "first line": "    indented code\n    and more",
+    "table": "| name   | age |\n|--------|-----|\n| Tom    |   7 |\na\tb\t\tc",
+    "hard break": "Roses are red,  \nviolets are blue.",
+    "poem": "Little fox,\n    where do you run?\n\n\n        Home.",
+    "paragraphs": "　　从前有一只狐狸。\n　　它住在森林里。",
+    "Khmer": "ភាសា\u200bខ្មែរ\u200b abc",
+    "Thai, Lao, Myanmar": "ไทย\u200bไทย ລາວ\u200bລາວ မြန်\u200bမာ",
+    "joiners": "می\u200cخواهم क्\u200dष 👨\u200d👩\u200d👧 ❤\ufe0f",
+}
+
+
+@pytest.mark.parametrize("text", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_layout_and_characters_that_mean_something_stay(text: str) -> None:
+    assert rewritten(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "layout", "prose"),
+    [
+        ("a \t\nb\t \nc   \n \t \n d", "a\nb\nc  \n\n d", "a\nb\nc\n\nd"),
+        ("\r\n \n  a\r\n\tb\rc\n", "  a\n\tb\nc", "a\nb\nc"),
+        ("a\u200b\u200bb \u200bក\u200b\u200bd", "ab \u200bក\u200bd", "ab \u200bក\u200bd"),
+        ("a  b\n\n\n\nc\u00a0!", "a  b\n\n\n\nc !", "a b\n\nc !"),
+        (" \u3000\n", "", ""),
+    ],
+)
+def test_what_each_way_to_tidy_does(text: str, layout: str, prose: str) -> None:
+    assert rewritten(text, tidy_whitespace="none") == text
+    assert rewritten(text) == layout
+    assert rewritten(text, tidy_whitespace="prose") == prose
+
 
 @settings(deadline=None, max_examples=150)
-@given(st.text(max_size=80))
+@given(st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \t\n\r\u200b\u3000\u00a0ក")), max_size=60))
 def test_rewritten_text_is_tidy_unicode_and_stays_so(text: str) -> None:
-    once = rewritten(text)
-    assert once == once.strip() and not any(ord(c) < 32 and c != "\n" for c in once)
-    assert "  " not in once and "\n\n\n" not in once and "\t" not in once and " \n" not in once and "\n " not in once
-    assert rewritten(once, fix_encoding=False) == once
+    layout, prose = rewritten(text), rewritten(text, tidy_whitespace="prose")
+    for once in (layout, prose):
+        assert once == once.rstrip() and not any(ord(c) < 32 and c not in "\n\t" for c in once)
+    assert prose == prose.strip() and "\t" not in prose and " \n" not in prose and "\n " not in prose
+    assert "  " not in prose and "\n\n\n" not in prose
+    assert rewritten(layout, fix_encoding=False) == layout
+    assert rewritten(prose, fix_encoding=False, tidy_whitespace="prose") == prose
+
+
+@pytest.mark.parametrize(("name", "kept"), [("default", True), ("code", True), ("english", False), ("chinese", False)])
+def test_each_preset_says_whether_layout_stays(name: str, kept: bool, tmp_path: Path) -> None:
+    compose(tmp_path / "params.yaml", ROOT / "configs", [f"clean={name}"])
+    text = LAYOUTS["code"]
+    judged = judge(pa.array([text]), params.load(tmp_path / "params.yaml").clean)
+    assert (judged.field("text").to_pylist()[0] == text) == kept
+
+
+def test_a_rule_is_one_entry_of_one_table(tmp_path: Path) -> None:
+    kinds = ["rewrite", "drop", "repeats", "blocked"]
+    does = [[kind for kind in kinds if getattr(rule, kind)] for rule in rules.RULES]
+    assert all(len(kind) == 1 for kind in does)
+    assert does == sorted(does, key=lambda kind: kinds.index(kind[0]))
+    report = run(tmp_path, SAMPLE, script="latin", quality={"enabled": True}, decontaminate_val=True)
+    names = [rule.name for rule in rules.RULES]
+    assert list(report["steps"]) == [name for name in names if name in report["steps"]]
+    off = {"mask_personal_data", "too_long", "near_duplicates", "benchmark_overlap"}
+    assert set(names) - set(report["steps"]) == off
 
 
 @pytest.mark.parametrize(
@@ -330,15 +395,71 @@ def test_too_little_to_train_on_is_refused(documents: list[str], message: str, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw-0"]
 
 
-def test_a_side_that_is_empty_by_chance_gets_a_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_val_of_a_small_corpus_is_large_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where val_fraction leaves val next to nothing, the documents of the next hashes follow."""
+    report = run(tmp_path, SAMPLE)
+    total = report["bytes_out"]
+    assert max(total / 10, 4096) <= report["val"]["bytes"] < 8192
+    assert report["moved_to_fill_split"] > 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "clean.val_fraction gives val too little to measure a loss on" in said
+    assert "Add documents, or set another clean.val_fraction" in said
+    ids = {name: [row["id"] for t in shards.tables(tmp_path / "clean" / name) for row in t.to_pylist()]
+           for name in ("train", "val")}  # fmt: skip
+    assert max(ids["val"]) < min(ids["train"])
+    val = side(tmp_path, "val")
+    run(tmp_path, list(reversed(SAMPLE)))
+    assert sorted(side(tmp_path, "val")) == sorted(val)
+
+
+def test_equal_texts_stay_on_one_side_of_the_split(tmp_path: Path) -> None:
+    for documents in ([text for text in SAMPLE[:6] for _ in range(9)], [SAMPLE[0]] * 30 + [SAMPLE[1]]):
+        run(tmp_path, documents, exact_duplicates=False)
+        train, val = side(tmp_path, "train"), side(tmp_path, "val")
+        assert train and val and not set(train) & set(val)
+    with pytest.raises(UserError, match="all 9 documents left are equal"):
+        run(tmp_path, [SAMPLE[0]] * 9, exact_duplicates=False)
+
+
+def test_a_split_that_is_empty_by_chance_gets_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = run(tmp_path, SAMPLE[:5], val_fraction=1e-9)
-    assert report["val"]["documents"] == 1 == report["moved_to_fill_split"]
-    assert "none of 5 documents falls to val by its hash; one was moved" in capsys.readouterr().err
+    assert report["val"]["documents"] == report["moved_to_fill_split"] >= 1
+    assert "gives val too little to measure a loss on (0 of 5 documents)" in capsys.readouterr().err
     report = run(tmp_path, SAMPLE[:5], val_fraction=1 - 1e-9)
     assert report["train"]["documents"] == 1
+    assert "leaves train no document (5 of 5 documents)" in capsys.readouterr().err
     splits = ["train"] * 5 + ["val"]
+    report = run(tmp_path, SAMPLE[:6], splits)
+    assert report["val"]["documents"] == 1 and report["moved_to_fill_split"] == 0
+    assert "train.block_size" in capsys.readouterr().err
     with pytest.raises(UserError, match="every val document of the source was dropped"):
         run(tmp_path, [*SAMPLE[:5], "short"], splits)
+
+
+def test_the_last_line_says_what_changed_and_a_rule_that_drops_most_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = run(tmp_path, [*SAMPLE, f"{SAMPLE[0]}  ", f"{SAMPLE[1]}\x00", "short", "cafÃ© " * 20])
+    assert summary(report) == (
+        f"61 of 64 documents, {report['val']['documents']} of them val; dropped: 2 exact duplicates, 1 too short; "
+        "rewritten: 3 (3 tidy whitespace, 1 fix encoding)"
+    )
+    assert "the rule" not in capsys.readouterr().err
+    run(tmp_path, [*SAMPLE[:9], *("从前有一只小狐狸住在森林里。" * n for n in range(7, 30))], script="latin")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the rule script dropped 23 of 32 documents: fewer of its letters than clean.min_script_share" in said
+
+
+def test_of_many_sources_the_largest_are_named(tmp_path: Path) -> None:
+    source = raw(tmp_path / "raw", SAMPLE)
+    table = pq.read_table(source / "part-00000.parquet")
+    names = pa.array([f"file {min(row, 49)}" for row in range(60)])
+    pq.write_table(table.set_column(2, "source", names), source / "part-00000.parquet")
+    (source / "manifest.json").unlink()
+    found = cleaning.clean(preset(), source, tmp_path / "clean", tmp_path / "plots")["sources"]
+    assert len(found) == 21 and found["file 49"]["documents"] == 11
+    assert found["(other sources)"]["sources"] == 30 and found["(other sources)"]["documents"] == 30
+    assert sum(entry["bytes"] for entry in found.values()) == sum(len(text.encode()) for text in SAMPLE)
 
 
 def test_what_a_killed_run_left_is_swept_away(tmp_path: Path) -> None:
@@ -361,7 +482,7 @@ def test_a_ray_cluster_that_does_not_answer(address: str, tmp_path: Path, monkey
 
 
 def test_raw_shards_that_are_not_there_or_damaged(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no part-\*\.parquet in .*absent; run the stage download"):
+    with pytest.raises(UserError, match=r"^no part-\*\.parquet in .*absent; run the stage download"):
         cleaning.clean(preset(), tmp_path / "absent", tmp_path / "clean", tmp_path / "plots")
     source = raw(tmp_path / "raw", SAMPLE)
     whole = (source / "part-00000.parquet").read_bytes()
@@ -372,6 +493,32 @@ def test_raw_shards_that_are_not_there_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"part-00000\.parquet lacks the column row, source, split"):
         cleaning.clean(preset(), source, tmp_path / "clean", tmp_path / "plots")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
+
+
+@pytest.mark.parametrize("at", [0.02, 0.3, 0.6, 0.9])
+def test_one_flipped_byte_is_noticed(at: float, tmp_path: Path) -> None:
+    source = raw(tmp_path / "raw", SAMPLE, pieces=2)
+    whole = bytearray((source / "part-00001.parquet").read_bytes())
+    whole[int(at * len(whole))] ^= 1
+    (source / "part-00001.parquet").write_bytes(whole)
+    with pytest.raises(UserError, match=r"part-00001\.parquet (has changed|is damaged).*run the stage download again"):
+        cleaning.clean(preset(), source, tmp_path / "clean", tmp_path / "plots")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
+
+
+def test_shards_are_those_of_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = raw(tmp_path / "raw", SAMPLE, pieces=3)
+    (source / "part-00001.parquet").rename(tmp_path / "lost.parquet")
+    with pytest.raises(UserError, match=r"part-00001\.parquet in manifest\.json or in the folder, but not in both"):
+        cleaning.clean(preset(), source, tmp_path / "clean", tmp_path / "plots")
+    (tmp_path / "lost.parquet").rename(source / "part-00001.parquet")
+    for broken in ("{", "[]", '{"shards": [{"name": 1}]}'):
+        (source / "manifest.json").write_text(broken)
+        with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+            cleaning.clean(preset(), source, tmp_path / "clean", tmp_path / "plots")
+    (source / "manifest.json").unlink()
+    cleaning.clean(preset(), source, tmp_path / "clean", tmp_path / "plots")
+    assert "the shards are not verified" in capsys.readouterr().err
 
 
 def test_signatures_of_a_bucket_are_compared(tmp_path: Path) -> None:
