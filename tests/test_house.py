@@ -30,7 +30,7 @@ ROOMS = {  # place → the stages that depend on it, as docs/design.md has it
     "pipeline/huggingface": ["evaluate", "export"],
     "pipeline/export": ["export"],
     "pipeline/files.py": STAGES,
-    "pipeline/hashing.py": ["train", "export"],
+    "pipeline/hashing.py": ["clean", "train", "export"],
     "pipeline/hub.py": ["download", "tokenize"],
     "pipeline/plotting.py": ["clean", "tokenize", "evaluate"],
     "pipeline/params": [],

@@ -161,9 +161,14 @@ def in_words(counts: dict[str, int]) -> str:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The stage's last words, from its report: what was kept, dropped and rewritten, by which rules."""
-    dropped = in_words({name: step["documents_dropped"] for name, step in report["steps"].items()})
-    changed = in_words({name: step["documents_changed"] for name, step in report["steps"].items()})
-    kept = f"{report['documents_out']:,} of {report['documents_in']:,} documents"
-    rewritten = f"{report['documents_changed']:,}" + (f" ({changed})" if changed else "")
-    return f"{kept}, {report['val']['documents']:,} of them val; dropped: {dropped or 'none'}; rewritten: {rewritten}"
+    """What the stage's last line says of its report: what was rewritten, dropped and kept, by which rules."""
+
+    def by_rule(kind: str) -> str:
+        counts = {name: step[f"documents_{kind}"] for name, step in report["steps"].items()}
+        return f" ({in_words(counts)})" if any(counts.values()) else ""
+
+    changed, dropped = report["documents_changed"], report["documents_in"] - report["documents_out"]
+    return (
+        f"rewrote {changed:,} documents{by_rule('changed')}, dropped {dropped:,}{by_rule('dropped')}, "
+        f"kept {report['documents_out']:,} of {report['documents_in']:,}, {report['val']['documents']:,} of them val"
+    )
