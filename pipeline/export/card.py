@@ -1,6 +1,6 @@
 """The model card: README.md of an exported folder, with the front matter that the Hugging Face Hub reads.
 
-    write(params, reports, folder, facts)     # after everything else stands in the folder: it lists each file's hash
+    write(params, reports.read(REPORTS), folder, facts)     # last of all: it lists each file's hash
 
 What it says of the data and the quality comes from the reports of the other stages (sample text: the details that the
 evaluation keeps for its plots); a report that is not there leaves its part out.
@@ -8,6 +8,7 @@ evaluation keeps for its plots); a report that is not there leaves its part out.
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from pipeline import console, hashing
+from pipeline import hashing
 from pipeline.errors import UserError
-from pipeline.params import HuggingFace, Params, Url
+from pipeline.export.reports import Reports, Sample
+from pipeline.params import Params
 
 _CARD = """\
 ---
@@ -34,12 +36,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 path = "."  # this folder, or its name on the Hub
 model = AutoModelForCausalLM.from_pretrained(path)
 tokenizer = AutoTokenizer.from_pretrained(path)
-prompt = tokenizer("{{ prompt }}", return_tensors="pt", return_token_type_ids=False)
+prompt = tokenizer({{ json.dumps(prompt, ensure_ascii=False) }}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100, do_sample=True)[0]))
 ```
 {%- for file in gguf %}
 
-`{{ file }}` is for llama.cpp: `llama-cli -m {{ file }} -p "{{ prompt }}"`
+`{{ file }}` is for llama.cpp: `llama-cli -m {{ file }} -p {{ shlex.quote(prompt) }}`
 {%- endfor %}
 
 ## Figures
@@ -51,7 +53,7 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100, do_sample=Tr
 {%- endfor %}
 {%- if samples %}
 
-## What it writes
+## Samples
 {%- for sample in samples %}
 
 Temperature {{ sample.temperature }}:
@@ -60,9 +62,10 @@ Temperature {{ sample.temperature }}:
 {%- endfor %}
 {%- endif %}
 
-## How it came about
+## Training
 
-{{ data }} Save the parameters below as `params.yaml` in the project's folder and run `uv run dvc repro`.
+{% if data %}{{ data }} {% endif -%}
+To train it again, save these parameters as `params.yaml` in the project's folder and run `uv run dvc repro`.
 
 <details><summary>Parameters</summary>
 
@@ -81,22 +84,22 @@ All of them together (names and contents): `{{ content_hash }}`
 """
 
 
-def write(params: Params, reports: Path, folder: Path, facts: dict[str, Any]) -> None:
-    """Write folder/README.md. `facts`: what `huggingface.to_huggingface` returned, and `active_parameters`."""
-    said = {name: _read(reports / f"{name}.json") for name in ("download", "clean", "tokenize", "train", "evaluate")}
+def write(params: Params, reports: Reports, folder: Path, facts: dict[str, Any]) -> None:
+    """Write folder/README.md. `facts`: what `huggingface.to_huggingface` returned."""
     files = [file for file in hashing.files_below(folder) if file.name != "README.md"]
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False).from_string(_CARD)
-    prompt = params.evaluate.prompts[0].replace('"', "'").replace("\n", " ")
     text = template.render(
+        json=json,
+        shlex=shlex,
         params=params,
-        front=_front_matter(params, said["evaluate"], facts),
+        front=_front_matter(params, reports, facts),
         what=_what(facts),
-        prompt=prompt,
+        prompt=reports.prompt(params),
         gguf=[file.name for file in files if file.suffix == ".gguf"],
-        figures=_figures(said, facts),
-        samples=_samples(_read(reports / "plots" / "evaluate" / "details.json")),
+        figures=_figures(reports, facts),
+        samples=_samples(reports.details.samples.stories),
         quoted=lambda words: "\n".join(f"> {line}".rstrip() for line in words.strip().split("\n")),
-        data=_data(params, said["download"]),
+        data=reports.download.card,
         parameters=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         files=[
             {"name": file.name, "bytes": f"{file.stat().st_size:,}", "sha256": hashing.file_sha256(file)}
@@ -121,23 +124,18 @@ def refuse_damage(folder: Path, pattern: str = "*") -> None:
             )
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _front_matter(params: Params, evaluated: dict[str, Any], facts: dict[str, Any]) -> str:
-    val = evaluated.get("val", {})
-    data = params.download.repo if isinstance(params.download, HuggingFace) else None
+def _front_matter(params: Params, reports: Reports, facts: dict[str, Any]) -> str:
+    found = reports.evaluate.val.model_dump(include={"loss", "perplexity", "bits_per_byte"}, exclude_none=True)
+    data, source = reports.download.dataset, params.download.source
     results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=data or params.download.source,
-            dataset_name=data or f"{params.download.source} (validation part)",
+            dataset_type=data or source,
+            dataset_name=data or f"{source} (validation part)",
             metric_type=metric,
-            metric_value=round(val[metric], 4),
+            metric_value=round(value, 4),
         )
-        for metric in ("loss", "perplexity", "bits_per_byte")
-        if metric in val
+        for metric, value in found.items()
     ]
     kind = "mixture-of-experts" if facts["active_parameters"] < facts["parameters"] else "dense"
     front = ModelCardData(
@@ -145,7 +143,7 @@ def _front_matter(params: Params, evaluated: dict[str, Any], facts: dict[str, An
         library_name="transformers",
         pipeline_tag="text-generation",
         datasets=[data] if data else None,
-        metrics=["perplexity"] if "perplexity" in val else None,
+        metrics=["perplexity"] if "perplexity" in found else None,
         tags=[kind, "litgpt"],
         model_name=params.export.name if results else None,
         eval_results=results or None,
@@ -156,61 +154,37 @@ def _front_matter(params: Params, evaluated: dict[str, Any], facts: dict[str, An
 def _what(facts: dict[str, Any]) -> str:
     size = f"{facts['parameters']:,} parameters"
     if facts["active_parameters"] < facts["parameters"]:
-        size += f", of which a token meets {facts['active_parameters']:,}"
-    return (
-        f"A `{facts['class']}` of {size}, in {facts['dtype']}, trained from scratch. When it was exported, stock "
-        f"transformers loaded this folder and gave the trained model's logits (largest "
-        f"difference {facts['max_logit_difference']:.0e} at {facts['positions_equal']} positions, in float32) and "
-        f"its greedy tokens ({facts['greedy_tokens_equal']} of {facts['greedy_tokens']}). {_near_ties(facts)}".strip()
-    )
-
-
-def _near_ties(facts: dict[str, Any]) -> str:
-    """What is not equal, and why that was let pass."""
+        size += f", {facts['active_parameters']:,} of them active for each token"
     other = facts["greedy_tokens"] - facts["greedy_tokens_equal"]
-    if not other and not facts["near_ties"]:
-        return ""
-    return (
-        f"In the rest ({facts['near_ties']} positions, {other} tokens) rounding had decided between two experts or two "
-        "tokens that were almost equally good."
+    text = (
+        f"A `{facts['class']}` of {size}, in {facts['dtype']}, trained from scratch. When it was exported, plain "
+        f"transformers loaded this folder and gave the trained model's logits (largest difference "
+        f"{facts['max_logit_difference']:.0e} at {facts['positions_equal']} positions, in float32) and its greedy "
+        f"tokens ({facts['greedy_tokens_equal']} of {facts['greedy_tokens']})."
     )
+    if other or facts["near_ties"]:
+        text += (
+            f" At the rest ({facts['near_ties']} positions, {other} tokens) rounding decided between two experts or "
+            "two tokens that were almost equally good."
+        )
+    return text
 
 
-def _figures(said: dict[str, Any], facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _figures(reports: Reports, facts: dict[str, Any]) -> list[tuple[str, str]]:
     found = [("vocabulary", f"{facts['vocab_size']:,} tokens")]
-    if "tokens" in said["train"]:
-        found.append(("trained on", f"{said['train']['tokens']:,} tokens"))
-    names = {"loss": "loss, nats a token", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
-    names |= {"accuracy": "next token right"}
-    val = said["evaluate"].get("val", {})
-    found += [(f"{words} (validation)", f"{val[name]:.4f}") for name, words in names.items() if name in val]
+    if reports.train.tokens is not None:
+        found.append(("trained on", f"{reports.train.tokens:,} tokens"))
+    words = {"loss": "loss, nats per token", "bits_per_byte": "bits per byte", "accuracy": "next-token accuracy"}
+    for name, value in reports.evaluate.val.model_dump(exclude_none=True).items():
+        found.append((f"{words.get(name, name)} (validation)", f"{value:.4f}"))
     return found
 
 
-def _samples(details: dict[str, Any]) -> list[dict[str, Any]]:
-    """The first story of each prompt, at the lowest temperature that draws at random; of three prompts at most."""
-    stories = details.get("samples", {}).get("stories", [])
-    temperature = min((story["temperature"] for story in stories if story["temperature"] > 0), default=0.0)
-    first: dict[str, dict[str, Any]] = {}
-    for story in stories:
-        if story["temperature"] == temperature:
-            first.setdefault(story["prompt"], story)
+def _samples(samples: list[Sample]) -> list[Sample]:
+    """The first sample of each prompt, at the lowest temperature that draws at random; of three prompts at most."""
+    temperature = min((sample.temperature for sample in samples if sample.temperature > 0), default=0.0)
+    first: dict[str, Sample] = {}
+    for sample in samples:
+        if sample.temperature == temperature:
+            first.setdefault(sample.prompt, sample)
     return list(first.values())[:3]
-
-
-def _data(params: Params, downloaded: dict[str, Any]) -> str:
-    source = params.download
-    if isinstance(source, HuggingFace):
-        words = f"Data: [{source.repo}](https://huggingface.co/datasets/{source.repo}) at {source.revision or 'main'}"
-    else:
-        words = {
-            "bundled": "Data: stories told by the generator that the project contains",
-            "local": "Data: files of the author",
-            "url": "Data: files from the addresses in the parameters",
-            "wandb": "Data: the W&B artifact in the parameters",
-        }[source.source]
-    if isinstance(source, HuggingFace | Url) and (licence := source.licence or downloaded.get("licence")):
-        words += f", licence {licence}"
-    if "documents" in downloaded and "bytes" in downloaded:
-        words += f"; {downloaded['documents']:,} documents, {console.size(downloaded['bytes'])}"
-    return f"{words}."
