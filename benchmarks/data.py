@@ -25,7 +25,7 @@ import typer
 from pipeline import params
 from pipeline.clean import cleaning
 from pipeline.download import sources
-from pipeline.tokenize import tokenizer
+from pipeline.tokenize import texts, tokenizer
 from pipeline.tokenize import writer as tokens
 from pipeline.tokens.store import TokenStore
 from pipeline.tokens.tokenizer import load
@@ -90,7 +90,7 @@ def _tokenizing(asked: params.Params, work: Path, turns: int) -> Iterator[tuple[
     """`tokens.write`, `encode_batch_fast` on texts that are in memory, litgpt's TextFiles; the same tokenizer."""
     clean, vocabulary = work / "small/clean", work / "tokenizer"
     encoder = load(vocabulary)
-    texts = [text for split in ("train", "val") for batch in tokenizer.texts(clean / split) for text in batch]
+    texts = [text for split in ("train", "val") for batch in texts.batches(clean / split) for text in batch]
     size = sum(len(text.encode()) for text in texts)
 
     def alone() -> None:
@@ -206,7 +206,7 @@ def _timed(function: Callable[[], object]) -> float:
 
 
 def _text_bytes(folder: Path) -> int:
-    return sum(len(text.encode()) for batch in tokenizer.texts(folder) for text in batch)
+    return sum(len(text.encode()) for batch in texts.batches(folder) for text in batch)
 
 
 def _where() -> str:

@@ -14,6 +14,9 @@ class Tokenizer(Section):
     path: str | None = Field(description="kind pretrained: folder, tokenizer.json, SentencePiece model or Hub id")
     revision: str | None = Field(description="kind pretrained with a Hub id: its commit, tag or branch")
     eos_token: str = Field(min_length=1, description="special token written after every document")
+    pad_token: str | None = Field(
+        min_length=1, description="special token that fills batches up in other programs; null: none"
+    )
     special_tokens: list[str] = Field(description="further tokens that text never produces by itself")
     split_digits: bool = Field(description="one token a digit")
     min_frequency: Positive = Field(description="pairs seen less often are not merged")
@@ -41,4 +44,9 @@ class Tokenizer(Section):
         special = [self.eos_token, *self.special_tokens]
         if len(set(special)) < len(special) or "" in special:
             raise ValueError(f"special_tokens: {self.special_tokens}; allowed: not empty, each once, not the eos_token")
+        if self.pad_token == self.eos_token:
+            raise ValueError(
+                f"pad_token: {self.pad_token!r} is the eos_token; programs that train leave the pad token out of the "
+                "loss, so a model would not learn to end: name another, or null"
+            )
         return self

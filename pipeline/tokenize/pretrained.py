@@ -1,12 +1,11 @@
 """Tokenizers that exist: a folder, a tokenizer.json, a SentencePiece model, or a repository of the Hugging Face Hub.
 
-    tokenizer, eos_token, origin = load(params.tokenizer)
+    tokenizer, facts = load(params.tokenizer)
 
-What it would add by itself (a mark of the beginning, padding, truncation) is taken out: documents are
-written without it, so a model trained here never sees it.
+What would give a text other tokens each time, or tokens that it does not have, is taken out: BPE dropout, truncation,
+padding, a template that adds special tokens. A model trained here never sees them.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,45 +13,60 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from pipeline import params
+from pipeline import console, params
 from pipeline.errors import UserError
-from pipeline.tokens.tokenizer import special_token
+from pipeline.tokens import tokenizer as reading
+from pipeline.tokens.tokenizer import read_object, special_token
 
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")  # in order of preference
 _NAMES = ("tokenizer_config.json", "special_tokens_map.json")  # where a folder names its special tokens
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 
 
-def load(params: params.Tokenizer) -> tuple[Tokenizer, str, dict[str, Any]]:
-    """The tokenizer at `params.path`, its EOS token, and where it is from.
+def load(params: params.Tokenizer) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer at `params.path`; its EOS and pad token and where it is from, for the report.
 
-    The EOS token is `params.eos_token` if the vocabulary has it, else the tokenizer's own; if it has neither,
-    `params.eos_token` is added as a new token. Raises UserError where nothing can be loaded, or where ordinary text
-    yields the EOS token.
+    Each of the two is the one that `params` name if the vocabulary has it, else the tokenizer's own (a pad token that
+    is the EOS or the unknown token is none), else that of `params`, for the caller to add. Raises UserError where
+    nothing can be loaded.
     """
     assert params.path is not None  # the params demand it for kind: pretrained
     place = Path(params.path).expanduser()
-    origin: dict[str, Any] = {"pretrained": params.path}
+    facts: dict[str, Any] = {"pretrained": params.path}
     if not place.exists():
-        place, origin["revision"] = _from_hub(params.path, params.revision)
+        place, facts["revision"] = _from_hub(params.path, params.revision)
     file = _vocabulary_file(place)
-    own_end = _own_end(file.parent)
+    named = {kind: _named(file.parent, kind) for kind in ("eos", "pad")}
     if file.suffix == ".json":
-        tokenizer = _from_json(file)
+        tokenizer, unknown = _from_json(file)
     else:
-        tokenizer, piece = _from_sentencepiece(file)
-        own_end = own_end or piece
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.post_processor = None
+        tokenizer, own, unknown = _from_sentencepiece(file)
+        named = own | {kind: text for kind, text in named.items() if text}
 
-    candidates = [name for name in (params.eos_token, own_end) if name and tokenizer.token_to_id(name) is not None]
-    eos_token = candidates[0] if candidates else params.eos_token
-    tokenizer.add_special_tokens([eos_token, *params.special_tokens])
+    def choose(asked: str | None, own: str | None) -> str | None:
+        return next((name for name in (asked, own) if name and tokenizer.token_to_id(name) is not None), asked)
+
+    facts["eos_token"] = choose(params.eos_token, named["eos"])
+    own_pad = None if named["pad"] in (facts["eos_token"], unknown) else named["pad"]
+    facts["pad_token"] = choose(params.pad_token, own_pad) if params.pad_token else None
+    tokenizer.add_special_tokens([facts["eos_token"], *params.special_tokens])
     tokenizer.encode_special_tokens = True
-    if tokenizer.token_to_id(eos_token) in tokenizer.encode(eos_token, add_special_tokens=False).ids:
-        raise UserError(f"tokenizer.eos_token = {eos_token!r}: text yields it in {params.path}; name another token")
-    return tokenizer, eos_token, origin
+    return tokenizer, facts
+
+
+def _from_json(file: Path) -> tuple[Tokenizer, str | None]:
+    """The tokenizer without what changes a text's tokens, and its unknown token; says what was taken out."""
+    tokenizer, whole = reading.load(file), read_object(file)
+    found = {
+        "BPE dropout": whole["model"].get("dropout"),
+        "truncation": whole.get("truncation"),
+        "padding": whole.get("padding"),
+        "the special tokens that its template adds": tokenizer.num_special_tokens_to_add(False),
+    }
+    if taken := [what for what, value in found.items() if value]:
+        console.say(f"{file}: taken out, so that a text always has the same tokens: {', '.join(taken)}")
+    tokenizer.post_processor = None
+    return tokenizer, whole["model"].get("unk_token")
 
 
 def _vocabulary_file(place: Path) -> Path:
@@ -92,22 +106,10 @@ def _from_hub(repo: str, revision: str | None) -> tuple[Path, str]:
     return fetched[0].parent, fetched[0].parent.name  # the cache names a snapshot's folder by its commit
 
 
-def _own_end(folder: Path) -> str | None:
-    for name in _NAMES:
-        try:
-            token = special_token(json.loads((folder / name).read_text(encoding="utf-8")), "eos")
-        except (OSError, ValueError, AttributeError):
-            continue
-        if token is not None:
-            return token
-    return None
-
-
-def _from_json(file: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(f"tokenizer.path: {file} is no tokenizer.json ({error})") from None
+def _named(folder: Path, kind: str) -> str | None:
+    """The text of the EOS or pad token, as the files beside the vocabulary name it."""
+    texts = (special_token(read_object(folder / name), kind) for name in _NAMES)
+    return next((text for text in texts if text), None)
 
 
 # --- SentencePiece ----------------------------------------------------------------------------------------------------
@@ -116,8 +118,8 @@ _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # SentencePiece.Type
 
 
-def _from_sentencepiece(file: Path) -> tuple[Tokenizer, str | None]:
-    """Convert a SentencePiece model (Kudo & Richardson 2018); return it and its EOS token.
+def _from_sentencepiece(file: Path) -> tuple[Tokenizer, dict[str, str | None], str]:
+    """Convert a SentencePiece model (Kudo & Richardson 2018); return it, its EOS and pad token, its unknown token.
 
     Ids stay as they are. The normalisation table, byte fallback and the space put before the text are kept.
     """
@@ -136,8 +138,9 @@ def _from_sentencepiece(file: Path) -> tuple[Tokenizer, str | None]:
     _spaces(tokenizer, proto)
     tokenizer.add_special_tokens([piece.piece for piece in proto.pieces if piece.type == _CONTROL])
     tokenizer.add_tokens([piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED])
-    end = proto.trainer_spec.eos_id
-    return tokenizer, proto.pieces[end].piece if 0 <= end < len(proto.pieces) else None
+    own = {"eos": proto.trainer_spec.eos_id, "pad": proto.trainer_spec.pad_id}
+    names = {kind: proto.pieces[i].piece if 0 <= i < len(proto.pieces) else None for kind, i in own.items()}
+    return tokenizer, names, proto.trainer_spec.unk_piece
 
 
 def _unigram(proto: Any) -> models.Unigram:

@@ -21,9 +21,9 @@ from litdata.streaming.item_loader import TokensLoader
 from litdata.streaming.writer import BinaryWriter
 from tokenizers import Tokenizer
 
-from pipeline import console, params
+from pipeline import console, hashing, params
 from pipeline.errors import UserError
-from pipeline.files import written_whole
+from pipeline.tokenize import texts
 from pipeline.tokenize import tokenizer as vocabulary
 from pipeline.tokens.store import DOCUMENTS
 from pipeline.tokens.tokenizer import eos_id, load, vocab_size
@@ -54,7 +54,7 @@ def write(
     for split in ("train", "val"):
         tally = _Tally(n_vocab)
         with _Writer(into / split, params.chunk_tokens, dtype) as writer:
-            total = vocabulary.count(clean / split)
+            total = texts.count(clean / split)
             with console.progress(f"tokenizing {split}", total, "documents") as advance:
                 for batch in _encoded(encoder, end, clean / split):
                     tally.add(batch)
@@ -85,7 +85,7 @@ def _encoded(encoder: Tokenizer, end: int, split: Path) -> Iterator[_Batch]:
     way keeps the cores busy while the last documents of the first are finished and its result is taken over.
     """
     pending: deque[Future[_Batch]] = deque()
-    further = vocabulary.further(encoder)
+    further = texts.further(encoder)
     with ThreadPoolExecutor(_IN_FLIGHT - 1) as pool:
         for pieces in _batches(split, before_space=further is not None):
             pending.append(pool.submit(_encode, encoder, further or encoder, end, pieces))
@@ -99,9 +99,9 @@ def _batches(split: Path, before_space: bool) -> Iterator[list[tuple[str, bool, 
     """Pieces of documents, with whether a document begins and ends there, about as many bytes at a time."""
     batch: list[tuple[str, bool, bool]] = []
     size = 0
-    for documents in vocabulary.texts(split):
+    for documents in texts.batches(split):
         for document in documents:
-            for number, (piece, last) in enumerate(vocabulary.pieces(document, before_space)):
+            for number, (piece, last) in enumerate(texts.pieces(document, before_space)):
                 batch.append((piece, number == 0, last))
                 size += len(piece)
                 if size >= _BATCH_CHARS:
@@ -112,23 +112,23 @@ def _batches(split: Path, before_space: bool) -> Iterator[list[tuple[str, bool, 
 
 
 def _encode(encoder: Tokenizer, further: Tokenizer, end: int, pieces: list[tuple[str, bool, bool]]) -> _Batch:
-    texts = [text for text, _, _ in pieces]
+    written = [text for text, _, _ in pieces]
     ids = array("i")
     ends = []
-    encodings = encoder.encode_batch_fast(texts, add_special_tokens=False)
+    encodings = texts.encode(encoder, written)
     for encoding, (text, first, last) in zip(encodings, pieces, strict=True):
         if not first and further is not encoder:  # rare: a document of more than PIECE_CHARS
-            encoding = further.encode(text, add_special_tokens=False)
+            [encoding] = texts.encode(further, [text])
         ids.fromlist(encoding.ids)
         if last:
             ids.append(end)
             ends.append(len(ids))
-    joined = "\n".join(texts).encode()
+    joined = "\n".join(written).encode()
     return _Batch(
         ids=np.frombuffer(ids, dtype=np.int32),
         ends=np.array(ends, dtype=np.int64),
-        n_bytes=len(joined) - (len(texts) - 1),
-        n_characters=sum(map(len, texts)),
+        n_bytes=len(joined) - (len(written) - 1),
+        n_characters=sum(map(len, written)),
         n_words=_count_words(joined),
     )
 
@@ -141,16 +141,14 @@ def _count_words(text: bytes) -> int:
 
 def _draw(counts: np.ndarray, path: Path) -> None:
     """How often each token of the training set is used, by rank; a straight line is Zipf's law."""
-    from matplotlib.figure import Figure
+    from pipeline import plotting
 
     used = np.sort(counts[counts > 0])[::-1]
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.loglog(np.arange(1, len(used) + 1), used)
-    axes.set(xlabel="rank", ylabel="uses", title=f"{len(used):,} of {len(counts):,} tokens used in training text")
-    axes.grid(alpha=0.3)
-    with written_whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
+    title = f"{len(used):,} of {len(counts):,} tokens used in training text"
+    with plotting.style():
+        figure, axes = plotting.new(6, 4, title=title, xlabel="rank", ylabel="uses", xscale="log", yscale="log")
+        axes.plot(np.arange(1, len(used) + 1), used, color=plotting.FIRST)
+        plotting.save(figure, path)
 
 
 class _Writer:
@@ -200,10 +198,12 @@ class _Writer:
 
     def _settle_index(self) -> None:
         """Put a digest of the tokens where litdata puts the time: it names litdata's cache of a remote set, so it must
-        change when the tokens do and, for equal files from equal input, only then."""
+        change when the tokens do and, for equal files from equal input, only then. Add the digest of each file."""
         path = self._folder / "index.json"
         index = json.loads(path.read_text(encoding="utf-8"))
         index["updated_at"] = self._digest.hexdigest()
+        names = [*(chunk["filename"] for chunk in index["chunks"]), DOCUMENTS]
+        index["sha256"] = {name: hashing.file_sha256(self._folder / name) for name in names}
         path.write_text(json.dumps(index, sort_keys=True, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """Reading a tokenizer folder: tokenizer.json, and the special tokens that tokenizer_config.json names.
 
 ids = load(Path("data/tokenizer")).encode("Once upon a time").ids
-special_ids(Path("models/hf"))      # {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": None}
+special_ids(Path("models/hf"))      # {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 188}
 """
 
 import json
@@ -12,26 +12,41 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import UserError
 
+_AGAIN = "run: dvc repro tokenize, or take the tokenizer's folder as it was published"
+_MOST_TOKENS = 2**24  # an id above comes from a damaged file, and an array over the vocabulary would fill the memory
 
-def load(folder: Path) -> Tokenizer:
-    """The tokenizer of `folder`, spelling out special tokens that stand in a text."""
+
+def load(path: Path) -> Tokenizer:
+    """The tokenizer of a folder, or of a tokenizer.json, so that a text has one spelling and all of it is spelt.
+
+    Special tokens that stand in a text are spelt out; dropout of BPE merges, truncation and padding are off. Raises
+    UserError for a file that is missing or damaged.
+    """
+    path = path / "tokenizer.json" if path.is_dir() else path
     try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises bare Exception for an absent or unreadable file
-        raise UserError(f"{folder / 'tokenizer.json'} is no tokenizer ({error}); run: dvc repro tokenize") from None
+        tokenizer = Tokenizer.from_file(str(path))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises Exception, and a BaseException of its own where Rust panics
+        raise UserError(f"{path} is no tokenizer ({error}); {_AGAIN}") from None
+    top = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if top >= _MOST_TOKENS:
+        raise UserError(f"{path} has a token with the id {top:,}; allowed: less than {_MOST_TOKENS:,}; {_AGAIN}")
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def eos_id(folder: Path) -> int:
     """Id of the EOS token, which follows every document."""
-    path = folder / "tokenizer_config.json"
-    text = special_token(settings(folder), "eos")
-    if text is None:
-        raise UserError(f"{path} names no eos_token; run: dvc repro tokenize")
-    token_id = load(folder).token_to_id(text)
+    token_id = special_ids(folder)["eos_token_id"]
     if token_id is None:
-        raise UserError(f"{path}: eos_token {text!r} is not in {folder / 'tokenizer.json'}; run: dvc repro tokenize")
+        named = special_token(settings(folder), "eos")
+        path = folder / "tokenizer_config.json"
+        raise UserError(f"{path}: eos_token is {named!r}, which is not in tokenizer.json; {_AGAIN}")
     return token_id
 
 
@@ -42,16 +57,20 @@ def vocab_size(folder: Path) -> int:
 
 def settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json; {} where there is none. Raises UserError for one that holds no JSON object."""
-    path = folder / "tokenizer_config.json"
+    return read_object(folder / "tokenizer_config.json")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where there is no file. Raises UserError for other content."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no JSON ({error}); take the tokenizer's folder as it was published") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} holds no JSON object; take the tokenizer's folder as it was published")
-    return settings
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON ({error}); {_AGAIN}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object; {_AGAIN}")
+    return found
 
 
 def special_token(settings: dict[str, Any], kind: str) -> str | None:
@@ -63,7 +82,6 @@ def special_token(settings: dict[str, Any], kind: str) -> str | None:
 
 def special_ids(folder: Path) -> dict[str, int | None]:
     """bos_token_id, eos_token_id and pad_token_id; None for one that is not named, or not in the vocabulary."""
-    words = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    named = settings(folder)
+    words, named = load(folder), settings(folder)
     texts = {kind: special_token(named, kind) for kind in ("bos", "eos", "pad")}
     return {f"{kind}_token_id": words.token_to_id(text) if text else None for kind, text in texts.items()}

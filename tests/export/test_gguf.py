@@ -216,7 +216,9 @@ def test_the_tokenizer_is_in_the_file(tokenizer_folder: Path, tmp_path: Path) ->
     end = fields["tokenizer.ggml.eos_token_id"].contents()
     kinds = fields["tokenizer.ggml.token_type"].contents()
     assert tokens[end] == "<|endoftext|>" and kinds[end] == format.TokenType.CONTROL
-    assert kinds.count(int(format.TokenType.NORMAL)) == 299
+    pad = fields["tokenizer.ggml.padding_token_id"].contents()
+    assert tokens[pad] == "<|pad|>" and kinds[pad] == format.TokenType.CONTROL
+    assert kinds.count(int(format.TokenType.NORMAL)) == 298
     described = json.loads(words.to_str())["model"]["merges"]
     assert [merge.split(" ") for merge in fields["tokenizer.ggml.merges"].contents()] == described
     assert fields["tokenizer.ggml.model"].contents() == "gpt2"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from pipeline.errors import UserError
-from pipeline.tokenize import tokenizer
+from pipeline.tokenize import texts, tokenizer
 from pipeline.tokens.tokenizer import eos_id, load, vocab_size
 from tests.tokenize.tokenizing import END, ODD, ROOT, clean_set, settings_for, stories
 
@@ -164,19 +164,20 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"part-00000\.parquet is damaged after row 0"):
-        list(tokenizer.texts(tmp_path / "train"))
+        list(texts.batches(tmp_path / "train"))
     pq.write_table(pa.table({"body": ["x"]}), shard)
     with pytest.raises(UserError, match=r"part-00000\.parquet has no column text; it has: body"):
-        list(tokenizer.texts(tmp_path / "train"))
+        list(texts.batches(tmp_path / "train"))
     pq.write_table(pa.table({"text": ["x", None]}), shard)
     with pytest.raises(UserError, match=r"part-00000\.parquet has no text in row 1"):
-        list(tokenizer.texts(tmp_path / "train"))
+        list(texts.batches(tmp_path / "train"))
 
 
 def test_a_folder_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer"):
         load(tmp_path)
-    with pytest.raises(UserError, match=r"tokenizer_config.json names no eos_token"):
+    tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"tokenizer_config.json: eos_token is None"):
         eos_id(tmp_path)
 
 
