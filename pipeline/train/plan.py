@@ -46,7 +46,7 @@ def make(params: Params, tokens: Path, tokenizer: Path) -> Plan:
         if not store.count:
             raise UserError(
                 f"{tokens / name} holds less than one sample of train.block_size = {train.block_size} tokens; "
-                "lower it, or download more text"
+                f"lower it, {'raise clean.val_fraction, ' if name == 'val' else ''}or download more text"
             )
     count = build.count(params.model, vocab_size)  # refuses a vocabulary that is too small
     tokens_per_step = train.global_batch_size * train.block_size

@@ -184,6 +184,7 @@ def test_loss_scale_halves_on_overflow_and_grows_with_patience(monkeypatch: pyte
         ({"block_size": 32, "max_steps": 5, "warmup": 50}, "warmup = 50 steps, but the run has 5"),
         ({"model": {"vocab_size": 100}}, "the tokenizer has 257 tokens"),
         ({"initial_checkpoint": "nowhere"}, "nowhere"),
+        ({"block_size": 20000, "model": {"block_size": 20000}}, "/val holds less than .* raise clean.val_fraction"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="speaks of a CPU")
