@@ -9,18 +9,22 @@ from omegaconf import OmegaConf
 PROJECT = Path(__file__).parents[2]
 
 
-def watched(paths: str | Sequence[str], otherwise: str) -> str:
+def watched(paths: str | float | Sequence[str | float] | None, otherwise: str) -> str:
     """The one file or folder that DVC should hash to notice an edit of `paths`.
 
     DVC expands no globs, so a glob is watched through the folder that it begins in, several paths through the folder
-    that holds them all. `otherwise` where nothing of it is there: a Hub id, or a mistake that the stage names.
+    that holds them all. `otherwise` where nothing of it is there: a Hub id, or a mistake that the stage names. A name
+    like 2024 arrives as a number.
     """
-    fixed = [_fixed(path) for path in ([paths] if isinstance(paths, str) else paths)]
+    listed = [paths] if isinstance(paths, str | int | float) else paths or []
+    fixed = [_fixed(os.path.expanduser(str(path))) for path in listed]
     here = [path for path in fixed if (PROJECT / path).exists()]
     if not here:
         return otherwise
+    if any(os.path.isabs(path) for path in here):
+        here = [str(PROJECT / path) for path in here]
     common = os.path.commonpath(here)
-    if not common:
+    if not common or PROJECT.is_relative_to(common):
         raise ValueError(f"{', '.join(here)}: DVC must watch them; put them into one folder below the project's")
     return common
 
@@ -31,7 +35,7 @@ def _fixed(path: str) -> str:
     parts = Path(path).parts
     wild = next(n for n, part in enumerate(parts) if any(sign in part for sign in "*?["))
     if not wild:
-        raise ValueError(f"{path}: DVC must watch the folder of a glob, so name one, as in stories/{path}")
+        raise ValueError(f"{path}: DVC must watch the folder of a glob, so name one, as in data/own/{path}")
     return str(Path(*parts[:wild]))
 
 

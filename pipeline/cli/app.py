@@ -224,6 +224,18 @@ def compose(
 
 
 @app.command()
+def use(
+    choices: Annotated[list[str], typer.Argument(help="SECTION=PRESET or SECTION.KEY=VALUE.")],
+) -> None:
+    """Choose presets and values for every later run, as in `moe use download=local download.path=data/own/a.txt`."""
+    _in_project("configs/config.yaml", "params.yaml")
+    from pipeline.cli import use
+
+    wrote = " ".join(path.as_posix() for path in use.use(choices))
+    console.say(f"use: every later run composes {' '.join(choices)}; for your clones: git add {wrote} params.yaml")
+
+
+@app.command()
 def doctor(
     quick: Annotated[bool, typer.Option("--quick", help="Leave out torch.compile, which takes half a minute.")] = False,
 ) -> None:

@@ -10,14 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-import httpx
 import huggingface_hub
-from huggingface_hub import errors
 
-from pipeline import console
+from pipeline import console, hub
 from pipeline.documents.reading import kind_of
 from pipeline.download import url
-from pipeline.download.source import File, Source, sha256
+from pipeline.download.source import File, Source, as_regex, sha256
 from pipeline.errors import UserError
 from pipeline.params.download import HuggingFace
 
@@ -76,7 +74,11 @@ class HubDataset(Source):
             patterns = (prefix + pattern, prefix + pattern.removeprefix("**/"))
             return [s for s in self._siblings if any(fnmatch.fnmatchcase(s.rfilename, p) for p in patterns)]
         of_split = {
-            split: [s for s in self._siblings if any(re.fullmatch(_regex(glob), s.rfilename) for glob in globs)]
+            split: [
+                s
+                for s in self._siblings
+                if any(re.fullmatch(as_regex(glob, folders=True), s.rfilename) for glob in globs)
+            ]
             for split, globs in declared.items()
         }
         by_split = [s for split, some in of_split.items() if fnmatch.fnmatchcase(split, pattern) for s in some]
@@ -100,29 +102,16 @@ class HubDataset(Source):
     def _asked(self, ask: Callable[[], T]) -> T:
         """Ask the Hub, again after a pause when it fails in a way that may pass; other failures in words."""
         repo, revision = self.wanted.repo, self.wanted.revision
+        what = f"download.repo = {repo!r}" + (f" at download.revision = {revision!r}" if revision else "")
         for pause in (*url.PAUSES, None):
             try:
                 return ask()
-            except errors.HFValidationError:
-                raise UserError(
-                    f"download.repo = {repo!r}: no name of a data set; allowed: owner/name, of letters, digits, -, _, ."
-                ) from None
-            except errors.GatedRepoError:
-                raise UserError(f"{repo}: ask for access on its page, then set HF_TOKEN") from None
-            except errors.RevisionNotFoundError:
-                raise UserError(f"download.revision = {revision!r}: {repo} has no such commit, tag or branch") from None
-            except errors.RepositoryNotFoundError:
-                raise UserError(f"download.repo = {repo!r}: no such data set (a private one needs HF_TOKEN)") from None
-            except errors.OfflineModeIsEnabled:
-                raise UserError(f"{repo}: HF_HUB_OFFLINE is set; unset it, or take download=bundled or local") from None
-            except (httpx.TransportError, errors.LocalEntryNotFoundError, errors.HfHubHTTPError) as error:
-                status = getattr(getattr(error, "response", None), "status_code", 500)
-                if pause is None or (status < 500 and status not in (408, 429)):
-                    raise UserError(
-                        f"{repo}: the Hugging Face Hub did not answer ({url.words(error)}); "
-                        "check the network, or take download=bundled or download=local"
-                    ) from None
-                console.warn(f"{repo}: {url.words(error)}; trying again in {pause:g} s")
+            except Exception as error:
+                if (said := hub.words(error, "take download=bundled or download=local")) is None:
+                    raise
+                if pause is None or not hub.may_pass(error):
+                    raise UserError(f"{what}: {said}") from None
+                console.warn(f"{repo}: {said}; trying again in {pause:g} s")
                 time.sleep(pause)
         raise AssertionError("the last try returns or raises")
 
@@ -172,10 +161,3 @@ def _data_files(config: dict[str, Any]) -> dict[str, list[str]]:
         for path in [paths] if isinstance(paths, str) else paths:
             found.setdefault(split, []).append(f"{folder}/{path}" if folder else path)
     return found
-
-
-def _regex(glob: str) -> str:
-    """The Hub's globs: ** goes through folders, * and ? stay within a name; a folder means all that is in it."""
-    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob.strip("/"))
-    return "".join(signs.get(part, re.escape(part)) for part in parts) + "(?:/.*)?"

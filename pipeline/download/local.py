@@ -1,13 +1,16 @@
-"""Source `local`: files of your own: one, those of a folder, or those that a glob names."""
+"""Source `local`: files of your own: one, those of a folder, or those that a glob names (docs/own-data.md)."""
 
-import glob
+import os
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import console
 from pipeline.documents.reading import ALLOWED, kind_of, not_data
-from pipeline.download.source import File, Source, label
+from pipeline.download.source import File, Source, as_regex, label
 from pipeline.errors import UserError
+from pipeline.params import watch
 from pipeline.params.download import Local
 
 
@@ -19,34 +22,81 @@ class LocalFiles(Source):
         self.card = "files of the author"
 
     def files(self) -> list[File]:
-        return list(self._local(Path(self.wanted.path), self.wanted.pattern))
-
-    def _local(self, path: Path, pattern: str) -> Iterator[File]:
-        if path.is_file():
-            if not kind_of(path.name)[0]:
-                raise UserError(f"{path}: unknown type of file; {ALLOWED}")
-            found, root = [path], path.parent
-        elif path.is_dir():
-            found, root = sorted(file for file in path.glob(pattern) if file.is_file()), path
-        else:
-            found, root = sorted(Path(file) for file in glob.glob(str(path), recursive=True)), path.parent
-            if not found:
-                raise UserError(f"download.path = {str(path)!r}: no such file or folder")
-        if not path.is_file():
-            left_out = {file.name: why for file in found if (why := not_data(file.name))}
-            found = [file for file in found if file.name not in left_out]
-            for why, names in _grouped(left_out).items():
-                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-                console.warn(f"{path}: left out: {', '.join(names[:5])}{more}: {why}")
+        path = Path(os.path.expanduser(self.wanted.path))
+        root = watch.fixed(self.wanted.path)
+        if not root.exists() or not (path.exists() or watch.is_glob(self.wanted.path)):
+            raise UserError(f"download.path = {self.wanted.path!r}: no such file or folder{_quoting(self.wanted.path)}")
+        refuse_what_git_would_take(self.wanted.path, root)
+        if root.is_file():
+            if not kind_of(root.name)[0]:
+                raise UserError(f"{root}: unknown type of file; {ALLOWED}")
+            return [self._file(root, root.name)]
+        glob = self.wanted.pattern if root == path else path.relative_to(root).as_posix()
+        found, seen = [], set()
+        for file in _walk(root):
+            name = file.relative_to(root).as_posix()
+            if not re.fullmatch(as_regex(glob, folders=root != path), name):
+                continue
+            why = not_data(name) or ("" if file.is_file() else "no file, or a link to nothing")
+            if not why and os.path.realpath(file) in seen:
+                why = "a link to a file that is read already"
+            if why:
+                self.left_out.setdefault(why, []).append(name)
+            else:
+                found.append(self._file(file, name))
+                seen.add(os.path.realpath(file))
+        for why, names in self.left_out.items():
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            console.warn(f"{path}: left out: {', '.join(map(written, names[:5]))}{more}: {why}")
         if not found:
-            raise UserError(f"{path}: no file of a known type matches download.pattern = {pattern!r}; {ALLOWED}")
-        for file in found:
-            name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
-            yield self.on_disk(file, name, file.as_posix(), label(name, root.name))
+            key = "pattern" if root == path else "path"
+            raise UserError(f"{root}: no file of a known type matches download.{key} = {glob!r}; {ALLOWED}")
+        return found
+
+    def _file(self, path: Path, name: str) -> File:
+        name = written(name)
+        return self.on_disk(path, name, written(path.as_posix()), label(name, path.parent.name))
 
 
-def _grouped(reasons: dict[str, str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for name, why in reasons.items():
-        groups.setdefault(why, []).append(name)
-    return groups
+def _walk(root: Path) -> Iterator[Path]:
+    """Files and links in and below a folder, sorted; folders that are hidden come as themselves.
+
+    Raises UserError for a link to a folder: DVC does not look behind it, so that an edit there would go unnoticed.
+    """
+    for entry in sorted(root.iterdir()):
+        if not entry.is_dir() or entry.name.startswith("."):
+            yield entry
+        elif entry.is_symlink():
+            raise UserError(
+                f"{written(str(entry))} is a link to a folder. DVC does not look behind it, so an edit there would go "
+                f"unnoticed: move the folder here, or name it itself (download.path = {os.path.realpath(entry)})"
+            )
+        else:
+            yield from _walk(entry)
+
+
+def written(name: str) -> str:
+    """A file name as text: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def refuse_what_git_would_take(path: str, place: Path) -> None:
+    """Raise UserError for files that `dvc exp run` would commit to Git, as it does with all that a stage depends on."""
+    command = ["git", "ls-files", "--others", "--exclude-standard", "-z", "--", str(place)]
+    try:
+        listed = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError:
+        return  # no Git, no commits
+    names = [name for name in listed.stdout.split(b"\0") if name and not name.endswith((b".dvc", b".gitignore"))]
+    if names:
+        files = f"{len(names)} files" if len(names) > 1 else written(os.fsdecode(names[0]))
+        raise UserError(
+            f"download.path = {path!r}: `dvc exp run` would commit {files} to Git. Move it to data/own/, which Git "
+            f"ignores, or let DVC keep it: `uv run dvc add {place}`, then `git add` what that names (docs/own-data.md)"
+        )
+
+
+def _quoting(path: str) -> str:
+    """What to do where the command line has read a name as a number."""
+    odd = re.fullmatch(r"[\d_.eE+-]+|true|false|null|None", path)
+    return f"; a name like a number needs quotes: -S 'download.path=\"{path}\"'" if odd else ""

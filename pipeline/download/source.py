@@ -50,6 +50,7 @@ class Source:
         self.guesses: Counter[str] = Counter()  # what `split: auto` decided, in words
         self.dropped: Counter[str] = Counter()  # documents that hold no text, by reason
         self._opened: list[tuple[str, Opener]] = []
+        self.left_out: dict[str, list[str]] = {}  # names of files that hold no documents, by the reason
 
     def files(self) -> list[File]:
         """The files, those of the split val first. Raises UserError for a source that is not there."""
@@ -107,3 +108,14 @@ def described(path: Path, origin: str) -> dict[str, Any]:
 def sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def as_regex(glob: str, folders: bool) -> str:
+    """A glob as a regular expression: `**` goes through folders, `*`, `?` and `[ab]` stay within a name.
+
+    folders: a folder that matches stands for all that is in it.
+    """
+    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]/]+\])", glob.strip("/"))
+    regex = "".join(signs.get(p) or (p.replace("[!", "[^") if p.startswith("[") else re.escape(p)) for p in parts)
+    return regex + ("(?:/.*)?" if folders else "")

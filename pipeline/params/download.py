@@ -1,8 +1,8 @@
 """Section `download`: where the documents come from; one class a source."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal, Self, Union
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -33,16 +33,10 @@ class Bundled(_Download):
 
 class Local(_Text):
     source: Literal["local"]
-    path: str = Field(min_length=1, description="file, folder or glob: .txt, .jsonl, .parquet, each also .gz or .zst")
+    path: Annotated[str, Field(coerce_numbers_to_str=True)] = Field(
+        min_length=1, description="file, folder or glob: .txt, .jsonl, .parquet, each also .gz or .zst"
+    )
     pattern: str = Field(min_length=1, description="which files of a folder, as a glob")
-
-    @model_validator(mode="after")
-    def _watch_is_no_glob(self) -> Self:
-        if any(sign in self.watch for sign in "*?[") and not Path(self.watch).exists():
-            raise ValueError(
-                f"watch: {self.watch!r} is a glob, and DVC hashes a file or folder; set it to the folder of the files"
-            )
-        return self
 
 
 class HuggingFace(_Text):
@@ -73,8 +67,13 @@ class Url(_Text):
     def _urls_given(self) -> Self:
         if not self.urls:
             raise ValueError("urls: give at least one address, as in -S 'download.urls=[https://…]'")
-        if odd := [url for url in self.urls if not re.match(r"https?://[^/]", url)]:
-            raise ValueError(f"urls: {odd[0]!r}; allowed: addresses that begin with http:// or https://")
+        for url in self.urls:
+            if not re.match(r"https?://[^/]", url):
+                raise ValueError(f"urls: {url!r}; allowed: addresses that begin with http:// or https://")
+            try:
+                urlsplit(url)
+            except ValueError as error:
+                raise ValueError(f"urls: {url!r} is no address ({error})") from None
         if len(set(self.urls)) < len(self.urls):
             raise ValueError(f"urls: {max(self.urls, key=self.urls.count)!r} stands there twice; name each file once")
         if self.sha256 and len(self.sha256) != len(self.urls):

@@ -1,9 +1,8 @@
 """Section `evaluate`: what is measured."""
 
-from pathlib import PurePath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipeline.params.section import Count, Positive, Section, Seed
 
@@ -27,13 +26,3 @@ class Evaluate(Section):
     baseline_bytes: Count = Field(description="training text for n-grams; 0: no baselines")
     memorisation_bytes: Count = Field(description="training text searched for overlaps; 0: none")
     lm_eval_tasks: list[str] = Field(description="lm-eval task files; needs the extra lm-eval")
-
-    @model_validator(mode="after")
-    def _tasks_are_watched(self) -> Self:
-        for task in self.lm_eval_tasks:
-            if not PurePath(task).is_relative_to(self.watch):
-                raise ValueError(
-                    f"watch: {self.watch} does not hold the task {task}, so an edit of it would not be noticed; "
-                    f"set the folder of the tasks and their data, as in -S evaluate.watch={PurePath(task).parent}"
-                )
-        return self

@@ -12,6 +12,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline.errors import UserError
 from pipeline.params.download import Bundled, Download
 from pipeline.params.rules import Params
+from pipeline.params.secrets import redacted
 
 
 def load(path: Path | str = "params.yaml") -> Params:
@@ -40,7 +41,7 @@ def validate(raw: dict[str, Any], origin: str = "params.yaml") -> Params:
         return Params.model_validate(raw)
     except ValidationError as error:
         lines = [_explain(dict(problem), raw) for problem in error.errors(include_url=False)]
-        raise UserError("\n".join([f"{origin}:", *(f"  {line}" for line in lines)])) from None
+        raise UserError("\n".join([f"{origin}:", *(f"  {redacted(line)}" for line in lines)])) from None
 
 
 def leaves(params: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:

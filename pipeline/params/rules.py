@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import model_validator
 
 from pipeline.huggingface.classes import gguf_architecture
+from pipeline.params import watch
 from pipeline.params.clean import Clean
 from pipeline.params.download import Download
 from pipeline.params.evaluate import Evaluate
@@ -26,6 +27,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
+        watch.check(self)
         if self.model.vocab_size is not None and (self.tokenizer.vocab_size or 0) > self.model.vocab_size:
             raise ValueError(
                 f"model.vocab_size: {self.model.vocab_size} is less than tokenizer.vocab_size = "

@@ -24,6 +24,8 @@ class Site:
         self.card: dict[str, object] = {}
         self.redirects: dict[str, str] = {}
         self.asked: list[tuple[str, str, str | None]] = []  # method, path, Range
+        self.authorization: str | None = None  # the header that is asked for
+        self.authorizations: set[str | None] = set()  # those that came
         self.url = ""
 
 
@@ -50,6 +52,9 @@ def serving(files: dict[str, bytes]) -> Iterator[Site]:
         def _answer(self) -> None:
             path = unquote(self.path.split("?")[0]).lstrip("/")
             site.asked.append((self.command, path, self.headers.get("Range")))
+            site.authorizations.add(self.headers.get("Authorization"))
+            if site.authorization not in (None, self.headers.get("Authorization")):
+                return self._send(401, b"who are you?", "text/plain")
             if site.failures:
                 site.failures -= 1
                 return self._send(503, b"busy", "text/plain")
