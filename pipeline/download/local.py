@@ -6,8 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import console
-from pipeline.documents.reading import ALLOWED, kind_of, not_data
+from pipeline.documents.reading import ALLOWED, kind_of, not_data, shown, warn_left_out
 from pipeline.download.source import File, Source, as_regex, label
 from pipeline.errors import UserError
 from pipeline.params import watch
@@ -41,21 +40,19 @@ class LocalFiles(Source):
             if not why and os.path.realpath(file) in seen:
                 why = "a link to a file that is read already"
             if why:
-                self.left_out.setdefault(why, []).append(name)
+                self.left_out[name] = why
             else:
                 found.append(self._file(file, name))
                 seen.add(os.path.realpath(file))
-        for why, names in self.left_out.items():
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            console.warn(f"{path}: left out: {', '.join(map(written, names[:5]))}{more}: {why}")
+        warn_left_out(shown(str(path)), self.left_out)
         if not found:
             key = "pattern" if root == path else "path"
             raise UserError(f"{root}: no file of a known type matches download.{key} = {glob!r}; {ALLOWED}")
         return found
 
     def _file(self, path: Path, name: str) -> File:
-        name = written(name)
-        return self.on_disk(path, name, written(path.as_posix()), label(name, path.parent.name))
+        name = shown(name)
+        return self.on_disk(path, name, shown(path.as_posix()), label(name, path.parent.name))
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -68,16 +65,11 @@ def _walk(root: Path) -> Iterator[Path]:
             yield entry
         elif entry.is_symlink():
             raise UserError(
-                f"{written(str(entry))} is a link to a folder. DVC does not look behind it, so an edit there would go "
+                f"{shown(str(entry))} is a link to a folder. DVC does not look behind it, so an edit there would go "
                 f"unnoticed: move the folder here, or name it itself (download.path = {os.path.realpath(entry)})"
             )
         else:
             yield from _walk(entry)
-
-
-def written(name: str) -> str:
-    """A file name as text: bytes that are not UTF-8 are escaped."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def refuse_what_git_would_take(path: str, place: Path) -> None:
@@ -89,7 +81,7 @@ def refuse_what_git_would_take(path: str, place: Path) -> None:
         return  # no Git, no commits
     names = [name for name in listed.stdout.split(b"\0") if name and not name.endswith((b".dvc", b".gitignore"))]
     if names:
-        files = f"{len(names)} files" if len(names) > 1 else written(os.fsdecode(names[0]))
+        files = f"{len(names)} files" if len(names) > 1 else shown(os.fsdecode(names[0]))
         raise UserError(
             f"download.path = {path!r}: `dvc exp run` would commit {files} to Git. Move it to data/own/, which Git "
             f"ignores, or let DVC keep it: `uv run dvc add {place}`, then `git add` what that names (docs/own-data.md)"

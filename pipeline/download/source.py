@@ -50,7 +50,7 @@ class Source:
         self.guesses: Counter[str] = Counter()  # what `split: auto` decided, in words
         self.dropped: Counter[str] = Counter()  # documents that hold no text, by reason
         self._opened: list[tuple[str, Opener]] = []
-        self.left_out: dict[str, list[str]] = {}  # names of files that hold no documents, by the reason
+        self.left_out: dict[str, str] = {}  # why, by the name of a file that holds no documents
 
     def files(self) -> list[File]:
         """The files, those of the split val first. Raises UserError for a source that is not there."""
