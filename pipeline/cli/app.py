@@ -202,6 +202,21 @@ def import_(
 
 
 @app.command()
+def preview(
+    path: Annotated[Path, typer.Argument(help="A file or folder, as for download.path.")],
+    split: Annotated[str, typer.Option(help="As download.split.")] = "auto",
+    separator: Annotated[str, typer.Option(help="As download.separator.")] = "<|endoftext|>",
+    text_column: Annotated[str, typer.Option(help="As download.text_column.")] = "text",
+) -> None:
+    """Show which documents your text gives: how it is split, how long they are, the first three."""
+    from pipeline.cli.preview import preview
+    from pipeline.documents.reading import How
+
+    for line in preview(path, How(text_column, split, separator)):
+        console.say(line)
+
+
+@app.command()
 def plan(params_file: Annotated[Path, PARAMS] = Path("params.yaml")) -> None:
     """Count before training: parameters, memory of a step, tokens, FLOPs, and the time they take on this machine."""
     from pipeline import params

@@ -25,7 +25,7 @@ from typing import IO, Any
 from pipeline import console
 from pipeline.documents import archives, columns, json_records, splitting
 from pipeline.documents.decoding import CHUNK, decoded, peekable, refuse_odd
-from pipeline.errors import UserError
+from pipeline.errors import UserError, refusal
 
 TEXT, JSON, PARQUET, ARCHIVES = (
     (".txt", ".text", ".md"),
@@ -99,6 +99,8 @@ def in_words(name: str, read: Callable[[], int] = lambda: 0) -> Iterator[None]:
     except UserError as error:
         raise UserError(shown(f"{name}: {error}")) from error.__cause__
     except Exception as error:
+        if refusal(error):  # by the machine, not for what is in the file
+            raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, OSError) and error.errno:
             words = f"it cannot be read ({error.strerror})"

@@ -21,6 +21,7 @@ BOUNDARIES = {
     "lone_newlines": r"\n(?<=\S\n)(?=\S)",  # white space beside it makes it a soft break within a document
     "whole": r"\0",  # which no text holds
 }
+WAYS = ("separator", "separator_lines", *BOUNDARIES)  # the values of download.split but `auto`
 _SENTENCE_ENDS = tuple(".!?…\"'”’»。！？」』")
 _PARAGRAPH_BYTES = 100  # a line of this length was not broken to fit a page
 _ALIKE = 8  # the longest documents, but for a tenth, have at most this times the length of the shortest
@@ -31,8 +32,8 @@ _RARE = 50  # a mark that comes once in more documents than this is mentioned, n
 
 
 class Guess(NamedTuple):
-    """how: a value of download.split, or one that only a guess gives (separator_lines, wide_blank_lines).
-    why, look: words on what was seen, and on the documents that it gives; sure: these are alike in length."""
+    """how: a value of download.split. why, look: words on what was seen, and on the documents that it gives.
+    sure: these are alike in length."""
 
     how: str
     why: str

@@ -19,9 +19,12 @@ class _Download(Section):
 
 class _Text(_Download):
     text_column: str = Field(description="field of a jsonl or parquet record that holds the text")
-    split: Literal["auto", "separator", "lines", "blank_lines", "lone_newlines", "whole"] = Field(
-        description="how a plain text file falls into documents; auto: guessed, and the guess is reported. "
-        "lone_newlines: blank lines stand between paragraphs, a single line break ends the document"
+    split: Literal[
+        "auto", "separator", "separator_lines", "lines", "blank_lines", "wide_blank_lines", "lone_newlines", "whole"
+    ] = Field(
+        description="what ends a document of a plain text file: the separator; the separator alone on a line; "
+        "each line; a blank line; two blank lines or more; a single line break (blank lines stand between paragraphs); nothing "
+        "but the end of the file. auto: guessed, and the guess is reported"
     )
     separator: str = Field(min_length=1, description="document marker for split: separator (and looked for by auto)")
 

@@ -5,6 +5,7 @@ import re
 import time
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline.documents import splitting
 from pipeline.documents.reading import settle
 from pipeline.errors import UserError
+from pipeline.params.download import Local
 from tests.documents.formats import AUTO, PARAGRAPHS, files, read
 
 PROSE = (
@@ -104,9 +106,7 @@ def test_real_stories_are_found_whatever_stands_between_them(gap: str) -> None:
 @settings(deadline=None, max_examples=200)
 @given(
     st.lists(st.text("ab. \n<|>é", max_size=30), max_size=8),
-    st.sampled_from(
-        ["separator", "separator_lines", "lines", "blank_lines", "wide_blank_lines", "lone_newlines", "whole"]
-    ),
+    st.sampled_from(splitting.WAYS),
     st.integers(1, 7),
 )
 def test_where_a_chunk_ends_does_not_matter(parts: list[str], how: str, size: int) -> None:
@@ -146,6 +146,11 @@ def test_files_with_many_documents_each_are_split() -> None:
     assert settled([f"\n{MARK}\n".join(TALES)] * 50) == "auto"
     assert settled(["\n\n".join(PARAGRAPHS * 30)] * 50) == "auto"
     assert settled(TALES[:2]) == "auto"
+
+
+def test_the_parameters_allow_each_way_of_splitting() -> None:
+    kind = Local.model_fields["split"].annotation
+    assert set(get_args(kind)) == {"auto", *splitting.WAYS}
 
 
 def test_too_long_a_document_is_refused_in_words() -> None:
