@@ -23,8 +23,8 @@ class _Text(_Download):
         "auto", "separator", "separator_lines", "lines", "blank_lines", "wide_blank_lines", "lone_newlines", "whole"
     ] = Field(
         description="what ends a document of a plain text file: the separator; the separator alone on a line; "
-        "each line; a blank line; two blank lines or more; a single line break (blank lines stand between paragraphs); nothing "
-        "but the end of the file. auto: guessed, and the guess is reported"
+        "each line; a blank line; two blank lines or more; a single line break (blank lines stand "
+        "between paragraphs); nothing but the end of the file. auto: guessed, and the guess is reported"
     )
     separator: str = Field(min_length=1, description="document marker for split: separator (and looked for by auto)")
 
