@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from pipeline.files import written_whole
 
@@ -29,6 +31,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False, "lines.linewidth": 1.8,
 }
 # fmt: on
+_CELLS_WITH_NUMBERS = 16  # columns up to which a heat map's cells are labelled
 
 
 def style() -> AbstractContextManager[None]:
@@ -41,6 +44,25 @@ def new(width: float, height: float, **labels: Any) -> tuple[Figure, Axes]:
     """A figure of `width` x `height` inches and its axes; labels: xlabel, ylabel, title, xscale, …"""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot(**labels)
+
+
+def heat_map(values: np.ndarray, rows: list[str], columns: list[str], xlabel: str, width: float) -> Figure:
+    """A cell for each of `values` [rows, columns], darker the larger it is: opacity of one colour, for any ground."""
+    figure, axes = new(width, 0.9 + 0.32 * len(rows), xlabel=xlabel)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    for (y, x), value in np.ndenumerate(values):
+        strength = 0.6 * value / (values.max() or 1.0)
+        axes.add_patch(Rectangle((x + 0.03, y + 0.05), 0.94, 0.9, facecolor=FIRST, alpha=strength))
+        if len(columns) <= _CELLS_WITH_NUMBERS:
+            size = 9 if len(columns) <= 8 else 7
+            axes.text(x + 0.5, y + 0.52, f"{value:.2f}", ha="center", va="center", fontsize=size)
+    axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
+    every = max(1, len(columns) // 16)
+    axes.set_xticks([i + 0.5 for i in range(0, len(columns), every)], columns[::every])
+    axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
+    axes.tick_params(length=0)
+    return figure
 
 
 def save(figure: Figure, path: Path) -> None:

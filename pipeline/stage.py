@@ -35,7 +35,7 @@ class Job:
         self._begun = time.monotonic()
 
     def finish(
-        self, report: dict[str, Any], wrote: list[Path], summary: str, metrics: dict[str, float] | None = None
+        self, report: dict[str, Any], wrote: list[Path], summary: str, metrics: dict[str, Any] | None = None
     ) -> None:
         """Write reports/NAME.json (all figures) and reports/metrics/NAME.json (the few that people compare).
 

@@ -1,8 +1,6 @@
-"""What a loss means: n-gram models over the same tokens and general compressors over the same text.
+"""Baselines: n-gram models over the same tokens and general compressors over the same text.
 
-    model = KneserNey(train_tokens, order=5, vocab_size=2048)
-    nats = model.nats(val_tokens)                # float64, one for every token after the first, as the model is scored
-    compressed = compressors(val_texts, train_texts)
+    bits_per_byte(train, val, order=5, vocab_size=2048)     # {"unigram": 2.11, "kneser_ney_5": 0.24, "gzip": 1.98, …}
 
 Kneser-Ney is the interpolated, modified kind of Chen and Goodman (1998, TR-10-98), with three discounts an order and
 the uniform distribution below the unigrams, so that the probabilities of all tokens sum to one in any context.
@@ -14,6 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import zstandard
+
+from pipeline.evaluate import metrics
+from pipeline.evaluate.token_set import TokenSet
 
 _LEAST_DISCOUNT = 0.01  # the estimate may be 0 or less; then some contexts would leave nothing for new tokens: p = 0
 _SEPARATOR = b"\x00"  # between documents: as much as the EOS token tells a model
@@ -66,6 +67,16 @@ class KneserNey:
             probability = probability * backoff + np.where(number >= 0, table.discounted[number], 0.0)
             context = np.concatenate([[-1], number[:-1]])  # what ends in the token before is the next, longer context
         return -np.log(probability[1:])
+
+
+def bits_per_byte(train: TokenSet, val: TokenSet, order: int, vocab_size: int) -> dict[str, float]:
+    """What each baseline needs for a byte of the val text: n-gram models counted on `train`, and compressors."""
+    nats = {
+        "unigram": unigram_nats(train.tokens_N, val.tokens_N, vocab_size),
+        f"kneser_ney_{order}": KneserNey(train.tokens_N, order, vocab_size).nats(val.tokens_N),
+    }
+    found = {name: metrics.bits_per_byte(float(nats_N.sum()), val.n_bytes) for name, nats_N in nats.items()}
+    return found | compressors(val.texts, train.texts)
 
 
 def _count(keys_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,75 +1,95 @@
-"""The evaluate stage's work: measure the trained model on the whole val set, beside baselines.
+"""The evaluate stage's work: measure the trained model on the whole val set, beside baselines; show what was found.
 
-    figures, details = evaluate(params, Path("models/litgpt"), Path("data/tokens"), Path("data/clean"))
+    figures, details = evaluate(params, Path("models/litgpt"), Path("data/tokens"), Path("data/clean"), reports)
+    present(details, reports, run, Path("reports"))
 
-`figures` are the numbers that `dvc metrics` compares; `details` is everything that the plots and the report show.
+`figures` are the numbers of reports/evaluate.json; `details` is everything that the plots and the report show.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from pipeline import console
 from pipeline.errors import UserError
 from pipeline.evaluate import baselines, harness, metrics, plots, previous, report, routing, samples, token_set
 from pipeline.evaluate.memorisation import Index
+from pipeline.evaluate.scoring import Scores, Window, score
 from pipeline.evaluate.token_set import TokenSet
 from pipeline.files import written_whole
 from pipeline.generate.generation import Generator
 from pipeline.model import checkpoint_folder
-from pipeline.model.build import MoEGPT
 from pipeline.model.device import resolve
 from pipeline.model.layout import moe_layers
 from pipeline.params import Evaluate, Params
 from pipeline.tokens import tokenizer as vocabulary
 
-_LENGTH_BINS = 8
-_HELD_OUT = 40  # val documents whose overlap with the training text is what the stories' overlap is compared with
+_HELD_OUT = 40  # val documents whose overlap with the training text is what the samples' overlap is compared with
+_LOSSY = "the tokenizer loses text (round_trip in reports/tokenize.json), so its tokens do not stand for all bytes"
 
 
 def evaluate(
-    params: Params, checkpoint: Path, tokens: Path, clean: Path, entropy: float | None
+    params: Params, checkpoint: Path, tokens: Path, clean: Path, reports: dict[str, dict[str, Any]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measure the model of a checkpoint folder.
+    """Measure the model of a checkpoint folder. `reports`: of the stages before, as `report.read_stages` gives them.
 
-    `entropy`: bits per byte that the text's own generator put into it, where that is known. Raises UserError for
-    folders that do not hold what they should, prompts that cannot be encoded, tasks that cannot be run.
+    With a tokenizer that loses text there are no bits per byte: `figures["not_comparable"]` says why.
+    Raises UserError for folders that do not hold what they should, prompts that cannot be encoded, tasks that cannot
+    be run.
     """
     config = params.evaluate
     harness.check(config.lm_eval_tasks)
-    tokenizer, end = vocabulary.load(checkpoint), vocabulary.eos_id(checkpoint)
+    tokenizer, eos = vocabulary.load(checkpoint), vocabulary.eos_id(checkpoint)
     devices = _devices(config)
     model = checkpoint_folder.load(checkpoint, devices[0])
     generator = Generator(model, checkpoint)
-    for prompt in config.prompts:
+    val = _fitting(token_set.whole(tokens / "val", clean / "val"), tokens / "val", model.config.padded_vocab_size)
+    prompts = config.prompts or samples.beginnings(val.texts, longest=generator.context // 2)
+    for prompt in prompts:
         generator.check(prompt)  # one that cannot be continued is refused now, not minutes later
-    window = metrics.Window(params.train.block_size, config.stride)
+    window = Window(params.train.block_size, config.stride)
+    lossy = reports["tokenize"].get("round_trip", 1.0) != 1.0
+    if lossy:
+        console.warn(f"no bits per byte: {_LOSSY}")
 
-    def scored(what: str, part: TokenSet) -> metrics.Scores:
+    def scored(what: str, part: TokenSet) -> tuple[Scores, dict[str, Any]]:
         with console.progress(what, len(part.tokens_N) - 1, "tokens") as advance:
-            mask = end if params.train.document_mask else None
-            return metrics.score(model, part.tokens_N, window, config.batch_size, devices, mask, advance)
+            mask = eos if params.train.document_mask else None
+            scores = score(model, part.tokens_N, window, config.batch_size, devices, mask, advance)
+        summary = metrics.summary(scores, part.n_bytes)
+        return scores, {name: value for name, value in summary.items() if name != "bits_per_byte" or not lossy}
 
-    val = token_set.whole(tokens / "val", clean / "val")
-    scores = scored("evaluating val", val)
-    figures: dict[str, Any] = {"val": metrics.summary(scores, val.n_bytes)}
-    details = _val_details(val, scores, tokenizer, model)
+    scores, summary = scored("evaluating val", val)
+    figures: dict[str, Any] = {"val": summary}
+    details: dict[str, Any] = metrics.breakdown(val, scores) | {"val_set": val.digests()}
+    name = partial(tokenizer.decode, skip_special_tokens=False)
+    details["routing"] = routing.describe(
+        scores.choices_NLK, val.tokens_N[:-1], model.config.n_expert, moe_layers(model.params), lambda id: name([id])
+    )
     if details["routing"]:
-        figures["routing"] = _routing_figures(details["routing"])
+        figures["routing"] = routing.summary(details["routing"])
     if config.train_sample_tokens:
         train = token_set.sample(tokens / "train", tokenizer, config.train_sample_tokens)
-        figures["train_sample"] = metrics.summary(scored("evaluating a sample of train", train), train.n_bytes)
-    if entropy is not None:
-        gap = figures["val"]["bits_per_byte"] - entropy
-        figures["generator"] = {"entropy_bits_per_byte": entropy, "gap_bits_per_byte": gap}
-    if config.baseline_bytes:
-        figures["baselines"] = _baselines(config, model.config.padded_vocab_size, val, tokens, clean)
-    details["samples"] = _samples(config, generator, val, tokens, clean)
-    figures["samples"] = _samples_figures(details["samples"])
+        train = _fitting(train, tokens / "train", model.config.padded_vocab_size)
+        figures["train_sample"] = scored("evaluating a sample of train", train)[1]
+    if lossy:
+        figures["not_comparable"] = _LOSSY
+    else:
+        entropy = reports["download"].get("entropy_bits_per_byte")
+        if isinstance(entropy, float):
+            gap = summary["bits_per_byte"] - entropy
+            figures["generator"] = {"entropy_bits_per_byte": entropy, "gap_bits_per_byte": gap}
+        if config.baseline_bytes:
+            train = token_set.beginning(tokens / "train", clean / "train", config.baseline_bytes)
+            train = _fitting(train, tokens / "train", model.config.padded_vocab_size)
+            figures["baselines"] = baselines.bits_per_byte(
+                train, val, config.ngram_order, model.config.padded_vocab_size
+            )
+    details["samples"] = _samples(config, prompts, generator, val, tokens, clean)
+    figures["samples"] = samples.means(details["samples"])
     if config.lm_eval_tasks:
         figures["lm_eval"] = harness.run(model, checkpoint, config.lm_eval_tasks, devices[0], config.batch_size)
     return figures, {"figures": figures, "params": params.model_dump(mode="json", exclude={"export"}), **details}
@@ -83,84 +103,46 @@ def _devices(params: Evaluate) -> list[torch.device]:
     return [torch.device("cuda", i) for i in range(params.devices)] if device.type == "cuda" else [device]
 
 
-def _val_details(val: TokenSet, scores: metrics.Scores, tokenizer: Tokenizer, model: MoEGPT) -> dict[str, Any]:
-    document_N = val.document_N[1:]  # of the scored tokens
-    names, source_D = np.unique(val.sources, return_inverse=True)
-    sources = metrics.loss_by_group(scores, source_D[document_N], np.bincount(source_D, weights=val.bytes_D))
-    edges = np.unique(np.quantile(val.lengths_D, np.linspace(0, 1, _LENGTH_BINS + 1)).astype(np.int64))
-    bin_D = np.clip(np.searchsorted(edges, val.lengths_D, side="right") - 1, 0, max(len(edges) - 2, 0))
-    lengths = metrics.loss_by_group(scores, bin_D[document_N], np.bincount(bin_D, weights=val.bytes_D))
-    for group in sources:
-        group["source"] = str(names[int(group.pop("group"))])
-    for group in lengths:
-        g = int(group.pop("group"))
-        group |= {"shortest": int(val.lengths_D[bin_D == g].min()), "longest": int(val.lengths_D[bin_D == g].max())}
-        group["documents"] = int((bin_D == g).sum())
-    return {
-        "by_position": metrics.loss_by_position(scores),
-        "by_length": lengths,
-        "by_source": sources,
-        "calibration": metrics.calibration(scores),
-        "routing": routing.describe(
-            scores.choices_NLK,
-            val.tokens_N[:-1],
-            model.config.n_expert,
-            moe_layers(model.params),
-            lambda token: tokenizer.decode([token], skip_special_tokens=False),
-        ),
-    }
+def _fitting(part: TokenSet, folder: Path, vocab_size: int) -> TokenSet:
+    """The token set, if the model knows all its tokens; UserError where it was made with another tokenizer."""
+    if (largest := int(part.tokens_N.max())) >= vocab_size:
+        raise UserError(
+            f"{folder} holds the token {largest:,}, the model has {vocab_size:,}; run: dvc repro train, or tokenize "
+            "with the model's tokenizer"
+        )
+    return part
 
 
-def _routing_figures(described: dict[str, Any]) -> dict[str, float]:
-    return {
-        "dead_experts": sum(described["dead_experts"]),
-        "min_load_entropy": min(described["load_entropy"]),
-        "max_violation": max(described["max_violation"]),
-    }
-
-
-def _baselines(params: Evaluate, vocab_size: int, val: TokenSet, tokens: Path, clean: Path) -> dict[str, Any]:
-    """Bits per byte of everything the model is compared with."""
-    train = token_set.beginning(tokens / "train", clean / "train", params.baseline_bytes)
-    kneser_ney = baselines.KneserNey(train.tokens_N, params.ngram_order, vocab_size)
-    totals = {
-        "unigram": baselines.unigram_nats(train.tokens_N, val.tokens_N, vocab_size).sum(),
-        f"kneser_ney_{params.ngram_order}": kneser_ney.nats(val.tokens_N).sum(),
-    }
-    found = {name: metrics.bits_per_byte(float(total), val.n_bytes) for name, total in totals.items()}
-    return found | baselines.compressors(val.texts, train.texts)
-
-
-def _samples(config: Evaluate, generator: Generator, val: TokenSet, tokens: Path, clean: Path) -> dict[str, Any]:
+def _samples(
+    config: Evaluate, prompts: list[str], generator: Generator, val: TokenSet, tokens: Path, clean: Path
+) -> dict[str, Any]:
     index = None
     if config.memorisation_bytes:
         index = Index(token_set.beginning(tokens / "train", clean / "train", config.memorisation_bytes).tokens_N)
-    total = len(config.prompts) * sum(config.samples_per_prompt if t > 0 else 1 for t in config.temperatures)
-    with console.progress("telling stories", total, "stories") as advance:
-        told = samples.tell(generator, config, advance)
-    described = samples.describe(told, generator.tokenizer, index)
+    total = len(prompts) * sum(config.samples_per_prompt if t > 0 else 1 for t in config.temperatures)
+    with console.progress("sampling", total, "stories") as advance:
+        drawn = samples.generate(generator, config, prompts, advance)
+    described = samples.describe(drawn, generator.tokenizer, index)
     if index is not None:
         every = max(1, len(val.texts) // _HELD_OUT)
-        held_out = val.texts[::every][:_HELD_OUT]
         lengths = [story["length"] for story in described["stories"]]
+        held_out = val.texts[::every][:_HELD_OUT]
         described["held_out_overlap"] = samples.overlaps(held_out, generator.tokenizer, index, lengths)
     return described
 
 
-def _samples_figures(described: dict[str, Any]) -> dict[str, float]:
-    """Means over all temperatures but greedy's, whose few stories say little; greedy's where there are no others."""
-    random = [f for f in described["by_temperature"] if f["temperature"] > 0] or described["by_temperature"]
-    names = [name for name in random[0] if name not in ("temperature", "stories", "overlap_max")]
-    return {name: float(np.mean([figures[name] for figures in random])) for name in names}
+def present(
+    details: dict[str, Any], stages: dict[str, dict[str, Any]], run: dict[str, str | None], reports: Path
+) -> None:
+    """Write plots/evaluate/ (pictures, their CSV, details.json) and report.html to the folder of reports.
 
-
-def present(details: dict[str, Any], stages: dict[str, Any], reports: Path) -> None:
-    """Write plots/evaluate/ (pictures, their CSV, details.json) and report.html to the folder of reports."""
+    `run`: what the report says of itself, see sections.Evaluation.
+    """
     written = reports / "plots" / "evaluate"
     before = previous.recorded(written / "details.json")
-    curve = report.read_curve(reports / "plots" / "train" / "loss.csv")
-    with written_whole(written) as partial:
-        pictures = plots.draw(details, curve, partial)
+    curve = report.read_curve(reports / "plots" / "train")
+    with written_whole(written) as partial_folder:
+        pictures = plots.draw(details, curve, partial_folder)
         text = json.dumps(details, indent=1, ensure_ascii=False) + "\n"
-        (partial / "details.json").write_text(text, encoding="utf-8")
-    report.write(reports / "report.html", details, pictures, stages, before)
+        (partial_folder / "details.json").write_text(text, encoding="utf-8")
+    report.write(reports / "report.html", report.Evaluation(details, stages, before, run), pictures)

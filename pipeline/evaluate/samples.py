@@ -1,7 +1,8 @@
-"""Stories the model tells, and what can be counted about them.
+"""Samples of what the model writes, and what can be counted about them.
 
-    told = tell(generator, params.evaluate, advance)
-    report = describe(told, tokenizer, index)       # by temperature, and every story
+    prompts = params.evaluate.prompts or beginnings(val.texts, longest=128)
+    samples = generate(generator, params.evaluate, prompts, advance)
+    report = describe(samples, tokenizer, index)       # by temperature, and every story
 
 Counted in tokens of the project's own tokenizer over prompt and continuation together, so that languages without
 spaces count as well.
@@ -14,50 +15,79 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from pipeline.errors import UserError
 from pipeline.evaluate.memorisation import Index
 from pipeline.generate.generation import Completion, Generator
 from pipeline.generate.sampling import Sampling
 from pipeline.params import Evaluate
 
+_PROMPTS, _PROMPT_BYTES = 3, 30  # where params name none; bytes count five English words or ten Chinese characters
 _REPEATED_NGRAM = 4
 _FINAL = tuple(".!?…‽。．｡！？؟۔।")  # what ends a sentence: Latin, Chinese, Japanese, Arabic, Urdu, Hindi
 _CLOSING = "\"'”’»›)]}*_」』”’）】〉》"  # what may stand after it
 
 
 @dataclass(frozen=True)
-class Told:
-    """One story and how it was sampled."""
+class Sample:
+    """One story and how it was drawn."""
 
     temperature: float
     completion: Completion
 
 
-def tell(generator: Generator, params: Evaluate, advance: Callable[[int], None] = lambda n: None) -> list[Told]:
+def beginnings(texts: list[str], longest: int) -> list[str]:
+    """The first words of a few of the texts, evenly spread: prompts in the language of any corpus.
+
+    At most `longest` bytes, 30 and half of the text each. Raises UserError where no text has a beginning.
+    """
+    found = list(dict.fromkeys(filter(None, (_first_words(text, longest) for text in texts))))
+    if not found:
+        raise UserError("evaluate.prompts is empty, and no document of data/clean/val has words to begin with; set it")
+    return found[:: -(-len(found) // _PROMPTS)]
+
+
+def _first_words(text: str, longest: int) -> str:
+    line = text.lstrip().split("\n", 1)[0].rstrip()
+    cut = line.encode()[: min(longest, _PROMPT_BYTES, len(line.encode()) // 2)].decode(errors="ignore")
+    words = cut.rsplit(maxsplit=1)
+    if len(words) == 2 and not line[len(cut)].isspace():  # cut within a word; scripts without spaces stay as they are
+        return words[0]
+    return cut.rstrip() or line[:1]
+
+
+def generate(
+    generator: Generator, params: Evaluate, prompts: list[str], advance: Callable[[int], None] = lambda n: None
+) -> list[Sample]:
     """Continue every prompt at every temperature, `samples_per_prompt` times each (once where nothing is random).
 
-    The j-th time has the seed `seed` + j; the Generator's text depends on seed, prompt and settings alone.
+    Each time has a seed of its own, `seed` and up; a text depends on seed, prompt and settings alone.
     """
-    told = []
-    for temperature in params.temperatures:
-        for j in range(params.samples_per_prompt if temperature > 0 else 1):
-            sampling = Sampling(
-                max_new_tokens=params.max_new_tokens, temperature=temperature, top_p=params.top_p, seed=params.seed + j
-            )
-            told += [Told(temperature, completion) for completion in generator.generate(params.prompts, sampling)]
-            advance(len(params.prompts))
-    return told
+    samples = []
+    passes = [t for t in params.temperatures for _ in range(params.samples_per_prompt if t > 0 else 1)]
+    for seed, temperature in enumerate(passes, params.seed):
+        sampling = Sampling(
+            max_new_tokens=params.max_new_tokens, temperature=temperature, top_p=params.top_p, seed=seed
+        )
+        samples += [Sample(temperature, completion) for completion in generator.generate(prompts, sampling)]
+        advance(len(prompts))
+    return samples
 
 
-def describe(told: list[Told], tokenizer: Tokenizer, index: Index | None) -> dict[str, Any]:
+def describe(samples: list[Sample], tokenizer: Tokenizer, index: Index | None) -> dict[str, Any]:
     """Figures by temperature and all stories; overlaps with the training text where there is an index of it."""
-    stories = [_story(one, tokenizer, index) for one in told]
-    temperatures = sorted({one.temperature for one in told})
+    stories = [_story(sample, tokenizer, index) for sample in samples]
+    temperatures = sorted({story["temperature"] for story in stories})
     return {
-        "by_temperature": [
-            _figures(t, [story for story in stories if story["temperature"] == t]) for t in temperatures
-        ],
+        "by_temperature": [_figures(t, [s for s in stories if s["temperature"] == t]) for t in temperatures],
         "stories": [{key: value for key, value in story.items() if key != "ids"} for story in stories],
     }
+
+
+def means(described: dict[str, Any]) -> dict[str, float]:
+    """Means over all temperatures but greedy's, whose few stories say little; greedy's where there are no others."""
+    random = [f for f in described["by_temperature"] if f["temperature"] > 0] or described["by_temperature"]
+    names = [name for name in random[0] if name not in ("temperature", "stories", "overlap_max")]
+    return {name: float(np.mean([figures[name] for figures in random])) for name in names}
 
 
 def overlaps(texts: list[str], tokenizer: Tokenizer, index: Index, lengths: list[int]) -> float:
@@ -98,17 +128,17 @@ def _ngrams(ids: list[int], n: int) -> list[tuple[int, ...]]:
     return [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
 
 
-def _story(told: Told, tokenizer: Tokenizer, index: Index | None) -> dict[str, Any]:
-    prompt, text = told.completion.prompt, told.completion.text
+def _story(sample: Sample, tokenizer: Tokenizer, index: Index | None) -> dict[str, Any]:
+    prompt, text = sample.completion.prompt, sample.completion.text
     encoding = tokenizer.encode(prompt + text, add_special_tokens=False)
     story: dict[str, Any] = {
-        "temperature": told.temperature,
+        "temperature": sample.temperature,
         "prompt": prompt,
         "text": text,
-        "tokens": told.completion.n_tokens,  # generated; `length` is that of prompt and text together
+        "tokens": sample.completion.n_tokens,  # generated; `length` is that of prompt and text together
         "length": len(encoding.ids),
-        "stops": told.completion.finish_reason == "end",
-        "ends": told.completion.finish_reason == "end" and ends_properly(prompt + text),
+        "stops": sample.completion.finish_reason == "end",
+        "ends": sample.completion.finish_reason == "end" and ends_properly(prompt + text),
         "repetition": repetition(encoding.ids),
         "ids": encoding.ids,
     }

@@ -4,6 +4,8 @@ val = whole(Path("data/tokens/val"), Path("data/clean/val"))
 val.tokens_N, val.document_N, val.bytes_D
 """
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +37,11 @@ class TokenSet:
     def n_bytes(self) -> int:
         return int(self.bytes_D.sum())
 
+    def digests(self) -> dict[str, str]:
+        """What two sets have in common: "text" of the same documents, "tokens" if the tokenizer is the same too."""
+        text = hashlib.sha256("\0".join(self.texts).encode())
+        return {"text": text.hexdigest(), "tokens": hashlib.sha256(self.tokens_N.tobytes()).hexdigest()}
+
     @cached_property
     def lengths_D(self) -> np.ndarray:
         """Tokens of each document, its EOS token included."""
@@ -53,21 +60,18 @@ def whole(tokens_folder: Path, clean_folder: Path) -> TokenSet:
 
 def beginning(tokens_folder: Path, clean_folder: Path, max_bytes: int | None) -> TokenSet:
     """The first documents of a split, as many as fit in `max_bytes` of text (at least one); None: all."""
-    tokens, starts = store.TokenStore(tokens_folder), np.asarray(store.documents(tokens_folder))
+    tokens, starts = _opened(tokens_folder)
     texts: list[str] = []
     sources: list[str] = []
     n_bytes = 0
-    for shard in sorted(clean_folder.glob("*.parquet")):
-        for batch in pq.ParquetFile(shard).iter_batches(batch_size=1024, columns=["text", "source"]):
-            ends = n_bytes + np.cumsum([len(text.as_buffer()) for text in batch.column("text")])
-            fits = len(batch) if max_bytes is None else int(np.searchsorted(ends, max_bytes, side="right"))
-            taken: pa.RecordBatch = batch.slice(0, fits if texts else max(fits, 1))
-            texts += taken.column("text").to_pylist()
-            sources += taken.column("source").to_pylist()
-            n_bytes = int(ends[-1])
-            if fits < len(batch):
-                break
-        if max_bytes is not None and n_bytes > max_bytes:
+    for batch in _batches(clean_folder):
+        ends = n_bytes + np.cumsum([len(text.as_buffer()) for text in batch.column("text")])
+        fits = len(batch) if max_bytes is None else int(np.searchsorted(ends, max_bytes, side="right"))
+        taken = batch.slice(0, fits if texts else max(fits, 1))
+        texts += taken.column("text").to_pylist()
+        sources += taken.column("source").to_pylist()
+        n_bytes = int(ends[-1])
+        if fits < len(batch):
             break
     if len(texts) > len(starts) - 1 or (max_bytes is None and len(texts) != len(starts) - 1):
         raise UserError(
@@ -78,12 +82,32 @@ def beginning(tokens_folder: Path, clean_folder: Path, max_bytes: int | None) ->
     return TokenSet(tokens.read(0, int(starts[-1])), starts, texts, sources)
 
 
+def _opened(folder: Path) -> tuple[store.TokenStore, np.ndarray]:
+    """A split's tokens and where its documents start. Raises UserError where these do not fit each other."""
+    tokens, starts = store.TokenStore(folder), np.asarray(store.documents(folder))
+    if len(starts) < 2 or starts[0] != 0 or starts[-1] != tokens.n_tokens or (np.diff(starts) < 1).any():
+        raise UserError(f"{folder / store.DOCUMENTS} does not fit the tokens beside it; run: dvc repro tokenize")
+    return tokens, starts
+
+
+def _batches(folder: Path) -> Iterator[pa.RecordBatch]:
+    """Text and source of the documents of data/clean/{train,val}; UserError for a shard that is damaged."""
+    for shard in sorted(folder.glob("*.parquet")):
+        try:
+            for batch in pq.ParquetFile(shard).iter_batches(batch_size=1024, columns=["text", "source"]):
+                if batch.schema.names != ["text", "source"] or any(column.null_count for column in batch.columns):
+                    raise ValueError("it lacks a text or a source")
+                yield batch
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise UserError(f"{shard} is damaged ({error}); run: dvc repro clean") from None
+
+
 def sample(tokens_folder: Path, tokenizer: Tokenizer, n_tokens: int) -> TokenSet:
     """About `n_tokens` tokens in whole documents spread evenly over a split.
 
     The texts are what the tokenizer makes of the tokens, which is the text itself for every lossless tokenizer.
     """
-    tokens, starts = store.TokenStore(tokens_folder), np.asarray(store.documents(tokens_folder))
+    tokens, starts = _opened(tokens_folder)
     n_documents = len(starts) - 1
     wanted = min(n_documents, max(1, round(n_documents * n_tokens / tokens.n_tokens)))
     chosen = np.arange(wanted) * n_documents // wanted

@@ -13,16 +13,18 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from pipeline.errors import UserError
-from pipeline.evaluate import evaluate, metrics, token_set
+from pipeline.evaluate import evaluate, token_set
 from pipeline.model.build import MoEGPT
 from pipeline.params import Params
 from pipeline.tokens.store import TokenStore
 from stages.evaluate import app
 
+REPORTS = {"download": {"entropy_bits_per_byte": 0.25}, "tokenize": {"round_trip": 1.0}}
+
 
 @pytest.fixture(scope="module")
 def measured(work: Path, parameters: Params) -> tuple[dict[str, Any], dict[str, Any]]:
-    return evaluate.evaluate(parameters, work / "models/litgpt", work / "data/tokens", work / "data/clean", 0.25)
+    return evaluate.evaluate(parameters, work / "models/litgpt", work / "data/tokens", work / "data/clean", REPORTS)
 
 
 def test_bits_per_byte_is_the_loss_of_all_tokens_over_all_bytes(
@@ -76,7 +78,7 @@ def test_parts_that_are_switched_off_are_left_out(work: Path, parameters: Params
     config = parameters.evaluate.model_copy(update=off)
     figures, details = evaluate.evaluate(
         parameters.model_copy(update={"evaluate": config}),
-        work / "models/litgpt", work / "data/tokens", work / "data/clean", None,
+        work / "models/litgpt", work / "data/tokens", work / "data/clean", {"download": {}, "tokenize": {}},
     )  # fmt: skip
     assert set(figures) == {"val", "routing", "samples"}
     assert "held_out_overlap" not in details["samples"]
@@ -164,7 +166,7 @@ def test_evaluating_again_gives_the_same_bytes(work: Path, monkeypatch: pytest.M
 def test_the_stage_refuses_a_prompt_that_cannot_be_continued_before_it_scores(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str, words: str
 ) -> None:
-    monkeypatch.setattr(metrics, "score", lambda *_: pytest.fail("val was scored before the prompts were looked at"))
+    monkeypatch.setattr(evaluate, "score", lambda *_: pytest.fail("val was scored before the prompts were looked at"))
     wanted = yaml.safe_load((work / "params.yaml").read_text(encoding="utf-8"))
     wanted["evaluate"]["prompts"] = ["Once upon a time", prompt]
     for name in ("data", "models"):

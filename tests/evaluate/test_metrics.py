@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluate import metrics
-from pipeline.evaluate.metrics import Scores, Window, score
+from pipeline.evaluate import metrics, scoring
+from pipeline.evaluate.scoring import Scores, Window, score
 from pipeline.model.build import MoEGPT
 
 CPU = [torch.device("cpu")]
@@ -85,7 +85,7 @@ def test_a_document_mask_leaves_out_what_came_before_the_document(model: MoEGPT,
 
 def test_logits_in_pieces_change_nothing(model: MoEGPT, tokens_N: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = score(model, tokens_N, Window(48, None), 3, CPU)
-    monkeypatch.setattr(metrics, "_LOGITS_AT_ONCE", 512 * 13)
+    monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", 512 * 13)
     np.testing.assert_allclose(score(model, tokens_N, Window(48, None), 3, CPU).nats_N, whole.nats_N, atol=1e-6)
 
 

@@ -8,16 +8,19 @@ from typing import Any
 import pytest
 from markupsafe import Markup
 
-from pipeline.evaluate import evaluate, plots, report
+from pipeline.evaluate import evaluate, plots, previous, report, sections
+from pipeline.evaluate.report import Evaluation
 from pipeline.params import Params
 from tests.evaluate import browser
 
-CURVE = [
-    {"tokens": 4096.0 * i, "loss": 7 / (i + 1), **({"val_loss": 7.2 / (i + 1)} if i % 5 == 0 else {})}
-    for i in range(20)
-]
+CURVE = {
+    "train": [(4096.0 * i, 7 / i) for i in range(1, 20)],
+    "validation": [(4096.0 * i, 7.2 / i) for i in range(5, 20, 5)],
+}
+REPORTS = {"download": {"entropy_bits_per_byte": 0.25}, "tokenize": {}}
+RUN = {"model": "tiny-stories", "experiment": "lanky-newt", "commit": "0123456789abcdef"}
 STAGES: dict[str, Any] = {
-    "download": {"source": "bundled", "documents": 200, "licence": "as this project"},
+    "download": {"description": "the bundled storyteller", "documents": 200, "licence": "as this project"},
     "clean": {"documents_out": 200},
     "tokenize": {
         "vocab_size": 512,
@@ -26,7 +29,8 @@ STAGES: dict[str, Any] = {
     },
     "train": {
         "parameters": {"total": 123_456, "active": 65_432}, "tokens": 81_920, "epochs": 1.3, "steps": 20,
-        "seconds": 71.0, "tokens_per_second": 1153.8, "devices": 1, "device": "cpu", "precision": "32-true",
+        "seconds": 71.0, "finished": "2026-11-26",
+        "tokens_per_second": 1153.8, "devices": 1, "device": "cpu", "precision": "32-true",
     },
 }  # fmt: skip
 
@@ -37,7 +41,7 @@ def details(work: Path, parameters: Params) -> dict[str, Any]:
     config = parameters.evaluate.model_copy(update={"prompts": [*parameters.evaluate.prompts, hostile]})
     return evaluate.evaluate(
         parameters.model_copy(update={"evaluate": config}),
-        work / "models/litgpt", work / "data/tokens", work / "data/clean", 0.25,
+        work / "models/litgpt", work / "data/tokens", work / "data/clean", REPORTS,
     )[1]  # fmt: skip
 
 
@@ -47,7 +51,9 @@ def page(details: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
     before = json.loads(json.dumps(details))
     before["figures"]["val"]["bits_per_byte"] += 0.1
     before["params"]["model"]["n_expert"] = 2
-    report.write(folder / "report.html", details, plots.draw(details, CURVE, folder / "plots"), STAGES, before)
+    report.write(
+        folder / "report.html", Evaluation(details, STAGES, before, RUN), plots.draw(details, CURVE, folder / "plots")
+    )
     return folder / "report.html"
 
 
@@ -95,7 +101,7 @@ CONTRAST = """(() => {
 })()"""
 
 
-def test_it_shows_what_was_trained_on_what_and_what_changed(page: Path) -> None:
+def test_it_shows_data_model_training_and_what_changed(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for shown in (
         "the bundled storyteller",
@@ -103,7 +109,11 @@ def test_it_shows_what_was_trained_on_what_and_what_changed(page: Path) -> None:
         "65,432",
         "81,920",
         "1 min 11 s",
-        "4 a layer, 2 for each token",
+        "4 per layer, 2 for each token",
+        "tiny-stories",
+        "lanky-newt",
+        "0123456",
+        "2026-11-26",
     ):
         assert shown in text
     assert re.search(r"model\.n_expert</dt><dd><del>2</del> → 4", text)
@@ -112,9 +122,9 @@ def test_it_shows_what_was_trained_on_what_and_what_changed(page: Path) -> None:
 
 
 def test_without_earlier_reports_it_says_so(details: dict[str, Any], tmp_path: Path) -> None:
-    pictures = plots.draw(details, [], tmp_path / "plots")
+    pictures = plots.draw(details, {}, tmp_path / "plots")
     assert "curve" not in pictures
-    report.write(tmp_path / "report.html", details, pictures, report.read_stages(tmp_path), None)
+    report.write(tmp_path / "report.html", Evaluation(details, report.read_stages(tmp_path), None, {}), pictures)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "nothing to compare" in text
     assert "Learning" not in text
@@ -123,8 +133,11 @@ def test_without_earlier_reports_it_says_so(details: dict[str, Any], tmp_path: P
 def test_a_dense_model_has_no_section_on_experts(details: dict[str, Any], tmp_path: Path) -> None:
     figures = {name: value for name, value in details["figures"].items() if name not in ("routing", "baselines")}
     dense = details | {"routing": {}, "figures": figures}
-    report.write(tmp_path / "report.html", dense, plots.draw(dense, CURVE, tmp_path / "plots"), STAGES, None)
-    assert "What the experts do" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert sections.experts(Evaluation(dense, STAGES, None, RUN)) is None
+    report.write(
+        tmp_path / "report.html", Evaluation(dense, STAGES, None, RUN), plots.draw(dense, CURVE, tmp_path / "plots")
+    )
+    assert "<h2>Experts" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_baselines_are_sorted_and_scaled() -> None:
@@ -133,7 +146,10 @@ def test_the_baselines_are_sorted_and_scaled() -> None:
         "baselines": {"gzip": 2.0, "kneser_ney_5": 0.6},
         "generator": {"entropy_bits_per_byte": 0.4},
     }
-    assert [(s["name"], s["width"]) for s in report.baselines(figures)] == [
+    details = {"figures": figures, "params": {"evaluate": {"baseline_bytes": 5}}}
+    found = sections.baselines(Evaluation(details, {}, None, {}))
+    assert found is not None
+    assert [(row["name"], row["width"]) for row in found["rows"]] == [
         ("gzip -9", 100), ("5-gram Kneser–Ney", 30), ("this model", 25), ("the generator's entropy", 20)
     ]  # fmt: skip
 
@@ -141,12 +157,14 @@ def test_the_baselines_are_sorted_and_scaled() -> None:
 def test_verdicts_follow_the_direction_that_is_good() -> None:
     before = {"val": {"loss": 2.0, "accuracy": 0.5, "perplexity": 7.0}, "samples": {"distinct_2": 0.5}}
     after = {"val": {"loss": 1.9, "accuracy": 0.4, "perplexity": 7.0}, "samples": {"distinct_2": 0.7}}
-    rows = {row["name"]: (row["difference"], row["verdict"]) for row in report.compared(before, after)}
+    same = {"val_set": {"text": "t", "tokens": "n"}}
+    found = previous.compared({"figures": before, **same}, {"figures": after, **same})
+    rows = {row["name"]: (row["difference"], row["verdict"]) for row in found}
     assert rows == {
         "loss, nats per token": ("−0.1000", "better"),
         "perplexity": ("0", "same"),
         "next token right": ("−0.1000", "worse"),
-        "different word pairs": ("+0.200", ""),
+        "different token pairs": ("+0.200", ""),
     }
 
 
@@ -156,11 +174,8 @@ def test_prompt_and_overlap_are_marked_and_the_rest_is_escaped() -> None:
     assert report._marked({"prompt": "A", "text": "b"}) == Markup("<b>A</b>b")
 
 
-def test_the_curve_is_read_from_the_csv_of_training(tmp_path: Path) -> None:
-    path = tmp_path / "loss.csv"
-    path.write_text(
-        "step,tokens,loss,lm_loss,val_loss,lr\n1,100,5.0,4.5,,0.1\n2,200,4.0,3.5,3.9,0.1\n", encoding="utf-8"
-    )
-    rows = report.read_curve(path)
-    assert [(row["tokens"], row["loss"], row.get("val_loss")) for row in rows] == [(100, 4.5, None), (200, 3.5, 3.9)]
-    assert report.read_curve(tmp_path / "none.csv") == []
+def test_the_curve_is_read_from_the_csvs_of_training(tmp_path: Path) -> None:
+    (tmp_path / "loss.csv").write_text("step,tokens,loss,lm_loss,lr\n1,100,5.0,4.5,0.1\n2,200,4.0,3.5,0.1\n", "utf-8")
+    (tmp_path / "val_loss.csv").write_text("step,tokens,val_loss\n2,200,3.9\n", encoding="utf-8")
+    assert report.read_curve(tmp_path) == {"train": [(100, 4.5), (200, 3.5)], "validation": [(200, 3.9)]}
+    assert report.read_curve(tmp_path / "none") == {}

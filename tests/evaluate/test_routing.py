@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.evaluate import routing
-from pipeline.evaluate.metrics import Window, score
+from pipeline.evaluate.scoring import Window, score
 from pipeline.model.build import MoEGPT
 from pipeline.model.layout import moe_layers
 from pipeline.model.routing import Router
@@ -30,7 +30,7 @@ def test_a_sliding_window_counts_each_token_once(model: MoEGPT) -> None:
     tokens_N = np.random.default_rng(0).integers(0, 512, 130)
     scores = score(model, tokens_N, Window(48, 16), 2, [torch.device("cpu")])
     described = routing.describe(scores.choices_NLK, tokens_N[:-1], 4, [1, 2], str)
-    assert [sum(visits) for visits in described["visits"]] == [129 * 2] * 2
+    assert [sum(counts) for counts in described["assignments"]] == [129 * 2] * 2
 
 
 def test_describe_by_hand() -> None:
@@ -38,15 +38,15 @@ def test_describe_by_hand() -> None:
     choices_NLK = np.array([[[0], [0]], [[0], [1]], [[1], [2]], [[1], [2]]], np.uint16)
     found = routing.describe(choices_NLK, np.array([7, 7, 8, 8]), 3, [0, 2], lambda token: f"<{token}>")
     assert found["layers"] == [0, 2]
-    assert found["visits"] == [[2, 2, 0], [1, 1, 2]]
+    assert found["assignments"] == [[2, 2, 0], [1, 1, 2]]
     assert found["dead_experts"] == [1, 0]
     assert found["load_entropy"][0] == pytest.approx(np.log(2) / np.log(3))
     assert found["max_violation"] == pytest.approx([0.5, 0.5])
-    assert found["told_by_token"][0] == pytest.approx(1)  # the token settles the expert
-    assert found["told_by_token"][1] == pytest.approx((1.5 - 0.5) / 1.5)  # bits: half the tokens leave one bit open
-    assert found["favourites"][0] == [
-        [{"token": "<7>", "visits": 2, "share": 1.0}],
-        [{"token": "<8>", "visits": 2, "share": 1.0}],
+    assert found["token_information"][0] == pytest.approx(1)  # the token settles the expert
+    assert found["token_information"][1] == pytest.approx((1.5 - 0.5) / 1.5)  # bits: half the tokens leave one bit open
+    assert found["top_tokens"][0] == [
+        [{"token": "<7>", "assignments": 2, "share": 1.0}],
+        [{"token": "<8>", "assignments": 2, "share": 1.0}],
         [],
     ]
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.evaluate import samples
 from pipeline.evaluate.memorisation import Index
-from pipeline.evaluate.samples import Told
+from pipeline.evaluate.samples import Sample
 from pipeline.generate.generation import Completion, Generator
 from pipeline.model.build import MoEGPT
 from pipeline.params import Params
@@ -30,8 +30,8 @@ def test_a_copied_story_is_found_and_marked(work: Path) -> None:
     index = Index(store.read(0, store.n_tokens))
     story = tokenizer.decode(store.read(int(starts[3]), int(starts[4]) - 1).tolist())
     assert story.rstrip(" \"'”").endswith((".", "!", "?"))
-    copied = Told(1.0, Completion(story[:9], story[9:], 50, "end"))
-    own = Told(1.0, Completion("One day", " zq xj" * 10 + story[100:160], 40, "length"))
+    copied = Sample(1.0, Completion(story[:9], story[9:], 50, "end"))
+    own = Sample(1.0, Completion("One day", " zq xj" * 10 + story[100:160], 40, "length"))
     found = samples.describe([copied, own], tokenizer, index)
     first, second = found["stories"]
     assert (first["overlap_share"], first["overlap_span"]) == (1.0, [0, len(story)])
@@ -47,14 +47,14 @@ def test_every_prompt_at_every_temperature(model: MoEGPT, work: Path, parameters
     config = parameters.evaluate.model_copy(
         update={"prompts": ["Once", "The dog"], "temperatures": [0.0, 1.0], "samples_per_prompt": 2}
     )
-    told = samples.tell(Generator(model, work / "data/tokenizer"), config)
-    assert [(one.temperature, one.completion.prompt) for one in told] == [
+    drawn = samples.generate(Generator(model, work / "data/tokenizer"), config, config.prompts)
+    assert [(one.temperature, one.completion.prompt) for one in drawn] == [
         (0.0, "Once"), (0.0, "The dog"), *[(1.0, "Once"), (1.0, "The dog")] * 2
     ]  # fmt: skip
-    assert told[2].completion.text != told[4].completion.text  # another seed
-    again = samples.tell(Generator(model, work / "data/tokenizer"), config)
-    assert told == again
-    found = samples.describe(told, vocabulary.load(work / "data/tokenizer"), None)
+    assert drawn[2].completion.text != drawn[4].completion.text  # another seed
+    again = samples.generate(Generator(model, work / "data/tokenizer"), config, config.prompts)
+    assert drawn == again
+    found = samples.describe(drawn, vocabulary.load(work / "data/tokenizer"), None)
     assert [f["stories"] for f in found["by_temperature"]] == [2, 4]
     assert "overlap" not in found["stories"][0]
 
@@ -100,10 +100,10 @@ def test_a_story_ends_properly_with_a_closed_sentence(text: str, proper: bool) -
 
 def test_a_story_that_stops_within_a_sentence_does_not_count_as_ended(work: Path) -> None:
     words = vocabulary.load(work / "data/tokenizer")
-    told = [
-        Told(1.0, Completion("One day", text, 9, reason))
+    drawn = [
+        Sample(1.0, Completion("One day", text, 9, reason))
         for text, reason in ((" it rained.", "end"), (" it rained and", "end"), (" it rained.", "length"))
     ]
-    found = samples.describe(told, words, None)
+    found = samples.describe(drawn, words, None)
     assert [(s["stops"], s["ends"]) for s in found["stories"]] == [(True, True), (True, False), (False, False)]
     assert found["by_temperature"][0]["ends"] == pytest.approx(1 / 3)
