@@ -25,10 +25,14 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def signature(text: daft.Expression, params: Params) -> daft.Expression:
-    """The MinHash signature of a text without regard to case and punctuation; each Han character is a word."""
+    """The MinHash signature of a text without regard to case and punctuation; each Han character is a word.
+
+    A text that has no word is taken as it stands, or all of them would be alike.
+    """
     plain = functions.normalize(text, remove_punct=True, lowercase=True, white_space=True)
     plain = functions.regexp_replace(plain, r"(\p{Han})", " $1 ")
     plain = functions.normalize(plain, white_space=True)
+    plain = functions.when(plain == "", text).otherwise(plain)
     return functions.minhash(
         plain, num_hashes=params.bands * params.rows, ngram_size=params.shingle_words, hash_function="xxhash3_64"
     )

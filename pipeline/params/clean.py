@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.params.section import Fraction, Positive, Section
+from pipeline.params.section import Count, Fraction, Positive, Section
+
+Words = Annotated[int, Field(ge=1, le=1000)]
 
 
 class Quality(Section):
@@ -22,9 +24,11 @@ class NearDuplicates(Section):
     """MinHash LSH (Broder 1997): shingles of words, `bands` x `rows` hashes."""
 
     enabled: bool
-    shingle_words: Positive = Field(description="words in a row that are compared; each Han character is a word")
-    bands: Positive
-    rows: Positive
+    shingle_words: Words = Field(description="words in a row that are compared; each Han character is a word")
+    bands: Annotated[int, Field(ge=1, le=256)] = Field(
+        description="each is a file that is open while documents are read"
+    )
+    rows: Annotated[int, Field(ge=1, le=64)] = Field(description="hashes in a band; 4 bytes each a document")
     threshold: Fraction = Field(description="estimated Jaccard similarity from which two documents are one")
 
 
@@ -36,7 +40,7 @@ class Clean(Section):
         description="layout: drop control characters and stray blanks, keep indentation, columns and line breaks; "
         "prose: also one space between words, one blank line at most, no indentation"
     )
-    min_chars: Annotated[int, Field(ge=0)] = Field(description="shorter documents are dropped, characters")
+    min_chars: Count = Field(description="shorter documents are dropped, characters")
     max_chars: Positive | None = Field(description="longer documents are dropped, characters; null: no bound")
     script: Literal["any", "latin", "han"] = Field(description="script that must prevail in a document")
     min_script_share: Fraction = Field(description="share of letters in that script, at least")
@@ -45,6 +49,6 @@ class Clean(Section):
     near_duplicates: NearDuplicates
     decontaminate: list[str] = Field(description="files whose n-grams must not stand in the training set")
     decontaminate_val: bool = Field(description="drop training documents that share an n-gram with val")
-    decontaminate_ngram: Positive = Field(description="words in a row that count as the same; a Han character is one")
+    decontaminate_ngram: Words = Field(description="words in a row that count as the same; a Han character is one")
     mask_personal_data: bool = Field(description="replace e-mail addresses, phone numbers and IP addresses")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(description="share of documents for validation, by hash")

@@ -273,6 +273,12 @@ def test_near_duplicates_are_those_that_brute_force_finds(tmp_path: Path) -> Non
     assert report["steps"]["near_duplicates"]["documents_dropped"] >= sum(s > 0.85 for s in alike) > 0
 
 
+def test_texts_without_words_are_not_near_duplicates_of_each_other(tmp_path: Path) -> None:
+    documents = [*SAMPLE, "!!! ???", "... ---", "😀 😀", "one two", "one three", "$$"]
+    report = run(tmp_path, documents, near_duplicates=NEAR, min_chars=1)
+    assert report["documents_out"] == len(documents)
+
+
 def test_every_pass_says_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
