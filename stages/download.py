@@ -19,6 +19,11 @@ def main(
     with stage("download", params) as job:
         from pipeline.download import sources
 
+        if before := sources.chosen_otherwise(job.params.download):
+            console.warn(
+                f"another corpus than before ({before}). What -S chooses holds for one run; "
+                "`uv run moe use download=…` chooses for all later ones"
+            )
         report = sources.download(job.params.download, RAW)
         for why, documents in report["dropped"].items():
             console.warn(f"download: left out {documents:,} documents: {why}")

@@ -51,8 +51,7 @@ class LocalFiles(Source):
         return found
 
     def _file(self, path: Path, name: str) -> File:
-        name = shown(name)
-        return self.on_disk(path, name, shown(path.as_posix()), label(name, path.parent.name))
+        return self.on_disk(path, shown(name), shown(path.as_posix()), shown(label(name, path.parent.name)))
 
 
 def _walk(root: Path) -> Iterator[Path]:

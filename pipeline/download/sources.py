@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import yaml
 
 from pipeline import console
 from pipeline.documents.shards import Shards
@@ -37,6 +38,7 @@ SOURCES: dict[str, type[Source]] = {
 }
 SCHEMA = pa.schema([("row", pa.int64()), ("text", pa.string()), ("source", pa.string()), ("split", pa.string())])
 _BATCH_BYTES = 2**20
+_LISTED = 20  # sources in the report
 
 
 def download(params: Download, into: Path) -> dict[str, Any]:
@@ -55,15 +57,32 @@ def download(params: Download, into: Path) -> dict[str, Any]:
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         (folder / "manifest.json").write_text(text, encoding="utf-8")
     report = {key: value for key, value in manifest.items() if key not in ("files", "shards")}
-    counts = f"{written['documents']:,} documents, {console.size(written['bytes'])}"
     return report | {
+        "sources": _largest(written["sources"]),
         "files": len(manifest["files"]),
+        "left_out": dict(Counter(source.left_out.values())),
         "guessed_split": dict(source.guesses),
         "dropped": dict(source.dropped),
         "description": source.description,
-        "card": f"Data: {source.card}; {counts}.",
+        "card": f"Data: {source.card}; {written['documents']:,} documents, {console.size(written['bytes'])}.",
         "dataset": source.dataset,
     }
+
+
+def chosen_otherwise(params: Download, lock: Path = Path("dvc.lock")) -> str:
+    """In words, what the last run took where that was another corpus; "" where it was the same, or there was none."""
+    locked = yaml.safe_load(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
+    before = locked.get("stages", {}).get("download", {}).get("params", {}).get("params.yaml", {}).get("download", {})
+    names = ("source", "path", "repo", "urls", "artifact")
+    then, now = ({name: values[name] for name in names if values.get(name)} for values in (before, params.model_dump()))
+    return ", ".join(f"{name} = {value}" for name, value in then.items()) if then not in ({}, now) else ""
+
+
+def _largest(sources: dict[str, int]) -> dict[str, int]:
+    """The sources with the most documents, the rest in one sum; manifest.json has all."""
+    largest = dict(sorted(sources.items(), key=lambda item: -item[1])[:_LISTED])
+    others = len(sources) - len(largest)
+    return largest | ({f"{others:,} others": sum(sources.values()) - sum(largest.values())} if others else {})
 
 
 def _sampled(documents: Iterable[Document], params: Download) -> Iterator[tuple[Document, int]]:
