@@ -30,15 +30,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "mixtral": {},
     "mixtral_wide_heads": {"head_size": 24, "rope_base": 500_000, "tie_embeddings": False},
     "mixtral_stretched": {"rope_scaling": STRETCHED},
-    "qwen2_moe": {"n_shared_expert": 1, "tie_embeddings": False},
+    "qwen2_moe": {"n_shared_expert": 1, "norm_topk_prob": False, "tie_embeddings": False},
     "qwen2_moe_mixed": {"moe_every": 2},
-    "qwen2_moe_stretched": {"n_shared_expert": 2, "norm_topk_prob": False, "rope_scaling": STRETCHED},
+    "qwen2_moe_stretched": {"n_shared_expert": 2, "rope_scaling": STRETCHED},
     "qwen3_moe": {"norm_qk": True, "tie_embeddings": False},
     "qwen3_moe_mixed": {"norm_qk": True, "moe_every": 2, "norm_topk_prob": False, "rope_base": 20_000},
     "glm4_moe": {"router": "sigmoid", "first_k_dense_replace": 1, "tie_embeddings": False},
     "glm4_moe_shared": {"router": "sigmoid", "norm_qk": True, "n_shared_expert": 1, "routed_scaling_factor": 2.5},
 }
-# mlx-lm has no tied GLM-4-MoE, no dense layers in Qwen2-MoE, and in Mixtral neither wide heads nor a stretched rope.
+# mlx-lm has no tied GLM-4-MoE; in Qwen2-MoE neither dense layers nor norm_topk_prob; in Mixtral no wide heads and no
+# stretched rope.
 MLX_READS = {"llama", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_moe_mixed", "glm4_moe"}
 TRANSFORMERS = """
 import json, sys, pathlib, torch, transformers
