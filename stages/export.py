@@ -28,7 +28,9 @@ def main(params: Annotated[Path, typer.Option(help="Parameters of the run.")] = 
         with written_whole(HUGGINGFACE) as folder:
             report = huggingface.to_huggingface(model, CHECKPOINT, folder, export.dtype, export.max_shard_bytes)
             for kind in export.gguf:
-                gguf.write(model, CHECKPOINT, folder / f"{export.name}-{kind}.gguf", kind, export.name)
+                gguf.write(
+                    model, CHECKPOINT, folder / f"{export.name}-{kind}.gguf", kind, card.about(job.params, said, report)
+                )
             card.write(job.params, said, folder, report)
         parity = apart(report["max_logit_difference"])
         parity += f", {report['greedy_tokens_equal']} of {report['greedy_tokens']} greedy tokens equal"

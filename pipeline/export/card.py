@@ -124,6 +124,24 @@ def refuse_damage(folder: Path, pattern: str = "*") -> None:
             )
 
 
+def about(params: Params, reports: Reports, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a GGUF file says of itself: keys of its `general.*`."""
+    said: dict[str, Any] = {
+        "name": params.export.name,
+        "license": params.export.licence,
+        "tags": ["text-generation", _kind(facts)],
+    }
+    if reports.download.dataset:
+        said["datasets"] = [reports.download.dataset]
+    if reports.download.card:
+        said["description"] = reports.download.card
+    return said
+
+
+def _kind(facts: dict[str, Any]) -> str:
+    return "mixture-of-experts" if facts["active_parameters"] < facts["parameters"] else "dense"
+
+
 def _front_matter(params: Params, reports: Reports, facts: dict[str, Any]) -> str:
     found = reports.evaluate.val.model_dump(include={"loss", "perplexity", "bits_per_byte"}, exclude_none=True)
     data, source = reports.download.dataset, params.download.source
@@ -137,14 +155,13 @@ def _front_matter(params: Params, reports: Reports, facts: dict[str, Any]) -> st
         )
         for metric, value in found.items()
     ]
-    kind = "mixture-of-experts" if facts["active_parameters"] < facts["parameters"] else "dense"
     front = ModelCardData(
         license=params.export.licence,
         library_name="transformers",
         pipeline_tag="text-generation",
         datasets=[data] if data else None,
         metrics=["perplexity"] if "perplexity" in found else None,
-        tags=[kind, "litgpt"],
+        tags=[_kind(facts), "litgpt"],
         model_name=params.export.name if results else None,
         eval_results=results or None,
     )

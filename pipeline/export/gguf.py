@@ -1,6 +1,6 @@
 """Our models as GGUF files, for llama.cpp and what is built on it.
 
-    write(model, tokenizer, Path("stories-q8_0.gguf"), "q8_0", "stories")
+    write(model, tokenizer, Path("stories-q8_0.gguf"), "q8_0", {"name": "stories", "license": "apache-2.0"})
 
 Which models llama.cpp can compute is decided with the params (`pipeline/huggingface/classes.py`). Layout after the
 GGUF specification (ggml, docs/gguf.md) and llama.cpp's graphs: experts stacked [E, out, in]; in architecture llama
@@ -12,7 +12,7 @@ Legend: C n_embd, H head_size, E n_expert, N blocks of q8_0.
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.files import written_whole
 from pipeline.huggingface.classes import gguf_architecture
 from pipeline.huggingface.weights import State, to_huggingface
-from pipeline.model.build import MoEGPT
+from pipeline.model.build import MoEGPT, count
 from pipeline.model.layout import moe_layers
 from pipeline.tokens.tokenizer import special_ids
 
@@ -48,7 +48,7 @@ CUTS: dict[str, tuple[str, ...]] = {
     "qwen2": (rf"(?:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",),
     "smollm": (r"\p{N}", _GPT_2),
 }
-_PROBES = (
+_PROBES = (  # from the most common text to the rarest
     "Once upon a time, there was a little girl named Lily.",
     "One day, Mia's cat said: \"I can't find the ball! We'll look for it.\"\n\nThey did.",
     "In 1999 he had 12 apples, 345 pears and 67890 nuts (a lot)...",
@@ -56,11 +56,16 @@ _PROBES = (
     "Ça coûte 5 €, naïve façade; Straße.",
     "从前有一个小女孩，她叫莉莉。",
     "He said 'Tom is here'. 'Sam too,' said Ann.",
+    "'Tom is here,' said Ann.\n'Sam too.'",
+    "हिन्दी में, cafe\u0301, ภาษาไทย",
+    "日本語abc、東京2020",
 )
 
 
-def write(model: MoEGPT, tokenizer: Path, path: Path, kind: str, name: str) -> None:
+def write(model: MoEGPT, tokenizer: Path, path: Path, kind: str, about: Mapping[str, Any]) -> None:
     """Write one file: weights in `kind` (f32, f16 or q8_0), hyperparameters and tokenizer.
+
+    `about`: keys of `general.*` in the file, e.g. name, license and tags.
 
     Norms, routers and rotary factors stay in float32. The file is read back and compared with the weights before it
     takes its place; RuntimeError and no file where they differ by more than `kind` rounds. Raises UserError for a
@@ -74,13 +79,15 @@ def write(model: MoEGPT, tokenizer: Path, path: Path, kind: str, name: str) -> N
     quantization, file_type = _FILE_TYPES[kind]
     with written_whole(path) as partial:
         writer = gguf.GGUFWriter(partial, architecture)
-        writer.add_type(gguf.GGUFType.MODEL)
-        writer.add_name(name)
-        writer.add_file_type(file_type)
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         n_token = _add_tokenizer(writer, words, tokenizer)
         if n_token > model.config.padded_vocab_size:
             raise UserError(f"{tokenizer}: {n_token} tokens, but the model has {model.config.padded_vocab_size}")
+        writer.add_type(gguf.GGUFType.MODEL)
+        for key, value in about.items():
+            (writer.add_array if isinstance(value, list) else writer.add_string)(f"general.{key}", value)
+        writer.add_size_label(_size_label(model.params, n_token))
+        writer.add_file_type(file_type)
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         _add_hyperparameters(writer, model.params, n_token)
         for tensor_name, tensor in tensors(model, n_token):
             array = _array(tensor)
@@ -179,6 +186,13 @@ def rope_factors(model: params.Model) -> torch.Tensor:
     return 1 / ((1 - kept) / scaling.factor + kept)
 
 
+def _size_label(model: params.Model, n_token: int) -> str:
+    """All parameters (2.3M), or experts and the parameters outside of them and of one (8x0.4M), as llama.cpp's tool."""
+    counted = count(model, n_token)
+    expert = 3 * model.n_embd * model.moe_intermediate_size * len(moe_layers(model))
+    return gguf.size_label(counted.total, counted.total - model.n_expert * expert, expert, model.n_expert)
+
+
 def _add_hyperparameters(writer: gguf.GGUFWriter, model: params.Model, n_token: int) -> None:
     head_size = model.head_size or model.n_embd // model.n_head
     writer.add_vocab_size(n_token)
@@ -264,12 +278,13 @@ def nearest_cut(words: Tokenizer) -> str:
         other = cut_as(words, patterns)
         found = [other.encode(text, add_special_tokens=False).ids for text in _PROBES]
         agreeing[name] = [a == b for a, b in zip(found, expected, strict=True)]
-    best = max(agreeing, key=lambda name: sum(agreeing[name]))
+    best = max(agreeing, key=lambda name: agreeing[name])  # the first probes count most
     if not all(agreeing[best]):
-        example = _PROBES[agreeing[best].index(False)]
+        examples = ", ".join(repr(text) for text, same in zip(_PROBES, agreeing[best], strict=True) if not same)
         console.warn(
-            f"GGUF: llama.cpp cuts some text otherwise than this tokenizer ({best} is the nearest); it will give other "
-            f"tokens for text like {example!r}. Where that matters, take GPT-2's or Qwen2's (tokenizer=pretrained)"
+            f"GGUF: llama.cpp splits some text otherwise than this tokenizer ({best} is the nearest) and gives other "
+            f"tokens for {examples}. If that matters, take a tokenizer that llama.cpp knows (tokenizer=gpt2 or another "
+            "pretrained one like Qwen2's)"
         )
     return best
 

@@ -25,6 +25,7 @@ from pipeline.huggingface.classes import gguf_architecture
 from pipeline.model import build
 from tests.model.small import ROOT, tiny
 
+ABOUT: dict[str, Any] = {"name": "stories", "license": "apache-2.0", "tags": ["text-generation"]}
 STRETCHED = params.RopeScaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_block_size=32)
 STRUCTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("llama", {"n_expert": 0, "n_expert_per_token": 0, "tie_embeddings": False}),
@@ -61,7 +62,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], format.GGUFReader]:
 def test_every_tensor_reads_back(name: str, kind: str, error: float, tokenizer_folder: Path, tmp_path: Path) -> None:
     architecture, changes = STRUCTURES[name]
     gpt = trained(tiny(**changes))
-    gguf.write(gpt, tokenizer_folder, tmp_path / "model.gguf", kind, "stories")
+    gguf.write(gpt, tokenizer_folder, tmp_path / "model.gguf", kind, ABOUT)
     found, reader = read(tmp_path / "model.gguf")
     assert reader.fields["general.architecture"].contents() == architecture
     expected = {key: value.detach() for key, value in gguf.tensors(gpt, 300)}
@@ -104,7 +105,7 @@ def test_a_file_with_other_weights_than_the_models_never_takes_its_place(
 
     monkeypatch.setattr(format.GGUFWriter, "add_tensor", faulty)
     with pytest.raises(RuntimeError, match=words):
-        gguf.write(trained(tiny()), tokenizer_folder, tmp_path / "model.gguf", kind, "stories")
+        gguf.write(trained(tiny()), tokenizer_folder, tmp_path / "model.gguf", kind, ABOUT)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -117,7 +118,7 @@ def test_what_the_kinds_round_is_let_pass_at_any_size_of_weights(
     with torch.no_grad():
         for weight in gpt.parameters():
             weight.mul_(scale)
-    gguf.write(gpt, tokenizer_folder, tmp_path / "model.gguf", kind, "stories")
+    gguf.write(gpt, tokenizer_folder, tmp_path / "model.gguf", kind, ABOUT)
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -142,7 +143,7 @@ def test_transformers_reads_the_file_and_gives_the_same_logits(
     name: str, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     gpt = trained(tiny(**STRUCTURES[name][1]))
-    gguf.write(gpt, tokenizer_folder, tmp_path / "model.gguf", "f32", "stories")
+    gguf.write(gpt, tokenizer_folder, tmp_path / "model.gguf", "f32", ABOUT)
     config = weights.transformers_config(gpt.params, 300)
     theirs = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     read = load_gguf_checkpoint(str(tmp_path / "model.gguf"), return_tensors=True, model_to_load=theirs)
@@ -160,7 +161,7 @@ def test_the_mixtral_form_read_back_into_the_transformers_class_gives_the_same_l
 ) -> None:
     """transformers' own loader takes no experts in architecture llama; its way to put rows back is used by hand."""
     gpt = trained(tiny(**STRUCTURES["moe"][1]))
-    gguf.write(gpt, tokenizer_folder, tmp_path / "model.gguf", "f32", "stories")
+    gguf.write(gpt, tokenizer_folder, tmp_path / "model.gguf", "f32", ABOUT)
     found = {name: torch.tensor(array) for name, array in read(tmp_path / "model.gguf")[0].items()}
     names = {"embed_tokens": "token_embd", "norm": "output_norm"}
     state = {f"model.{theirs}.weight": found[f"{name}.weight"] for theirs, name in names.items()}
@@ -208,7 +209,7 @@ def test_rotary_factors_are_what_litgpt_divides_its_frequencies_by() -> None:
 
 
 def test_the_tokenizer_is_in_the_file(tokenizer_folder: Path, tmp_path: Path) -> None:
-    gguf.write(trained(tiny()), tokenizer_folder, tmp_path / "model.gguf", "f16", "stories")
+    gguf.write(trained(tiny()), tokenizer_folder, tmp_path / "model.gguf", "f16", ABOUT)
     fields = format.GGUFReader(tmp_path / "model.gguf").fields
     words = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
     tokens = fields["tokenizer.ggml.tokens"].contents()
@@ -225,13 +226,30 @@ def test_the_tokenizer_is_in_the_file(tokenizer_folder: Path, tmp_path: Path) ->
     assert fields["tokenizer.ggml.add_bos_token"].contents() is False
 
 
+def test_the_file_says_its_name_licence_size_and_tags(tokenizer_folder: Path, tmp_path: Path) -> None:
+    gguf.write(trained(tiny()), tokenizer_folder, tmp_path / "model.gguf", "f16", ABOUT)
+    fields = format.GGUFReader(tmp_path / "model.gguf").fields
+    said = {key: fields[f"general.{key}"].contents() for key in ("name", "license", "tags", "size_label")}
+    assert said == ABOUT | {"size_label": "4x29K"}
+
+
+def test_text_that_llama_cpp_splits_otherwise_is_named(
+    tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    described = json.loads((tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8"))
+    described["model"]["vocab"] |= {"To": 300, "Tom": 301}
+    described["model"]["merges"] += [["T", "o"], ["To", "m"]]
+    gguf.nearest_cut(Tokenizer.from_str(json.dumps(described)))
+    assert "gives other tokens for \"'Tom is here" in capsys.readouterr().err
+
+
 def test_a_chat_template_is_in_the_file(tokenizer_folder: Path, tmp_path: Path) -> None:
     tuned = tmp_path / "tuned"
     tuned.mkdir()
     for file in tokenizer_folder.iterdir():
         (tuned / file.name).write_bytes(file.read_bytes())
     (tuned / "chat_template.jinja").write_text("[{{ messages[0].content }}]")
-    gguf.write(trained(tiny()), tuned, tmp_path / "model.gguf", "f16", "stories")
+    gguf.write(trained(tiny()), tuned, tmp_path / "model.gguf", "f16", ABOUT)
     fields = format.GGUFReader(tmp_path / "model.gguf").fields
     assert fields["tokenizer.chat_template"].contents() == "[{{ messages[0].content }}]"
 
@@ -251,7 +269,7 @@ def test_a_known_way_to_cut_words_is_recognized(
 def test_the_same_model_gives_the_same_bytes(tokenizer_folder: Path, tmp_path: Path) -> None:
     gpt = trained(tiny())
     for name in ("a.gguf", "b.gguf"):
-        gguf.write(gpt, tokenizer_folder, tmp_path / name, "q8_0", "stories")
+        gguf.write(gpt, tokenizer_folder, tmp_path / name, "q8_0", ABOUT)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
@@ -272,7 +290,7 @@ def test_what_llama_cpp_cannot_compute_is_refused_with_the_params(
 ) -> None:
     model = tiny(**changes)
     with pytest.raises(UserError, match=words):
-        gguf.write(trained(model), tokenizer_folder, tmp_path / "model.gguf", "f16", "stories")
+        gguf.write(trained(model), tokenizer_folder, tmp_path / "model.gguf", "f16", ABOUT)
     whole = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     whole["model"] = model.model_dump() | {"block_size": whole["train"]["block_size"]}
     params.validate(whole)
@@ -285,7 +303,7 @@ def test_a_tokenizer_without_merges_is_refused(tokenizer_folder: Path, tmp_path:
     described["model"]["merges"] = []
     (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
     with pytest.raises(UserError, match="byte-level BPE"):
-        gguf.write(trained(tiny()), tmp_path, tmp_path / "model.gguf", "f16", "stories")
+        gguf.write(trained(tiny()), tmp_path, tmp_path / "model.gguf", "f16", ABOUT)
     assert not (tmp_path / "model.gguf").exists()
 
 
@@ -293,7 +311,7 @@ def test_a_tokenizer_without_merges_is_refused(tokenizer_folder: Path, tmp_path:
 def test_llama_cpp_computes_the_same_and_cuts_text_the_same(name: str, tokenizer_folder: Path, tmp_path: Path) -> None:
     xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not installed (uv pip install xllamacpp)")
     gpt = trained(tiny(**STRUCTURES[name][1]))
-    gguf.write(gpt, tokenizer_folder, tmp_path / "model.gguf", "f32", "stories")
+    gguf.write(gpt, tokenizer_folder, tmp_path / "model.gguf", "f32", ABOUT)
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.n_ctx, settings.n_parallel = str(tmp_path / "model.gguf"), 64, 1
     settings.warmup, settings.cpuparams.n_threads, settings.verbosity = False, 1, -1
