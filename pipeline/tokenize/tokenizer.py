@@ -41,7 +41,7 @@ def build(params: params.Tokenizer, clean: Path, into: Path) -> dict[str, Any]:
         tokenizer = _with_pad(tokenizer, names["pad_token"])
     tokenizer.encode_special_tokens = True
     for name, token in names.items():
-        if token and tokenizer.token_to_id(token) in tokenizer.encode(token, add_special_tokens=False).ids:
+        if token and _yields(tokenizer, token):
             raise UserError(f"tokenizer.{name} = {token!r}: text yields this token; name one that no text has")
     _save(tokenizer, names["eos_token"], names["pad_token"], into)
     ids = special_ids(into)
@@ -203,6 +203,15 @@ def _with_pad(tokenizer: Tokenizer, pad_token: str) -> Tokenizer:
             tokenizer = Tokenizer.from_str(json.dumps(whole))
     tokenizer.add_special_tokens([pad_token])
     return tokenizer
+
+
+def _yields(tokenizer: Tokenizer, token: str) -> bool:
+    """Whether a text that spells the token out gets it."""
+    try:
+        [encoding] = texts.encode(tokenizer, [token])
+    except UserError:  # no token writes such a text
+        return False
+    return tokenizer.token_to_id(token) in encoding.ids
 
 
 def _save(tokenizer: Tokenizer, eos_token: str, pad_token: str | None, into: Path) -> None:

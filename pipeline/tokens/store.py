@@ -130,11 +130,17 @@ class TokenStore:
             mapped = np.memmap(path, dtype=self.dtype, mode="r", offset=header)
             if path not in self._verified:
                 self._verify(path)
-                for token in (mapped.min(), mapped.max()):
-                    if self._vocab_size is not None and not 0 <= token < self._vocab_size:
-                        raise UserError(f"{path} holds token {token} of {self._vocab_size} tokens; {self._again}")
+                if self._vocab_size is not None:
+                    self._refuse_beyond_vocabulary(path, mapped)
             self._maps[i] = mapped
         return mapped
+
+    def _refuse_beyond_vocabulary(self, path: Path, tokens: np.ndarray) -> None:
+        for token in (tokens.min(), tokens.max()):
+            if not 0 <= token < (self._vocab_size or 0):
+                raise UserError(
+                    f"{path} holds token {token}, but the vocabulary has {self._vocab_size} tokens; {self._again}"
+                )
 
     def _verify(self, path: Path) -> None:
         expected = self._sha256.get(path.name)

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.tokenize import texts, tokenizer
 from pipeline.tokenize import writer as tokens
 from pipeline.tokens.store import TokenStore
-from pipeline.tokens.tokenizer import load, vocab_size
+from pipeline.tokens.tokenizer import eos_id, load, vocab_size
 from tests.tokenize.tokenizing import END, ODD, clean_set, settings_for, stories
 
 
@@ -31,7 +31,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other(tmp_path_factory: pytest.TempPathFactory, clean: Path) -> Path:
     """Somebody else's tokenizer: its own EOS token, a mark of the beginning in its template, truncation."""
     folder = tmp_path_factory.mktemp("other")
-    tokenizer.build(settings_for("train", eos_token="<eos>", special_tokens=["<bos>"]), clean, folder)
+    tokenizer.build(settings_for("train", eos_token="<eos>", pad_token=None, special_tokens=["<bos>"]), clean, folder)
     theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     theirs.post_processor = tokenizers.processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 1)])
     theirs.enable_truncation(5)
@@ -59,6 +59,44 @@ def test_a_pretrained_tokenizer_keeps_ids_and_eos_and_adds_nothing(
         assert load(tmp_path).encode(text).ids == ids
         assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == ids
         assert LitGPT(tmp_path).encode(text).tolist() == ids
+
+
+def test_what_changes_a_texts_tokens_is_taken_out_and_said(
+    other: Path, clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dropout left from training, truncation, padding, a template: the same ids on every run, and all of them."""
+    theirs = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    original = tokenizers.Tokenizer.from_str(json.dumps(theirs | {"truncation": None}))
+    theirs["model"]["dropout"] = 0.5
+    theirs["padding"] = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None}
+    theirs["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<eos>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(theirs), encoding="utf-8")
+    for source in (load(tmp_path), None):  # read as it stands, e.g. by moe generate, and as the stage makes it
+        if source is None:
+            tokenizer.build(settings_for("pretrained", path=str(tmp_path)), clean, tmp_path / "out")
+            source = tokenizers.Tokenizer.from_file(str(tmp_path / "out/tokenizer.json"))
+            source.encode_special_tokens = True
+        for text in [*ODD, "a"]:
+            ids = original.encode(text, add_special_tokens=False).ids
+            assert all(source.encode(text, add_special_tokens=False).ids == ids for _ in range(20))
+    said = capsys.readouterr().out
+    assert "taken out, so that a text always has the same tokens: BPE dropout, truncation, padding, the special" in said
+    written = json.loads((tmp_path / "out/tokenizer.json").read_text(encoding="utf-8"))
+    taken = (written["truncation"], written["padding"], written["post_processor"], written["model"]["dropout"])
+    assert taken == (None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("named", "pad"), [("<bos>", "<bos>"), ("<eos>", "<|pad|>"), ("<nowhere>", "<|pad|>"), (None, "<|pad|>")]
+)
+def test_a_pretrained_tokenizer_keeps_its_pad_token_unless_that_is_its_eos(
+    other: Path, clean: Path, tmp_path: Path, named: str | None, pad: str
+) -> None:
+    theirs = shutil.copytree(other, tmp_path / "theirs")
+    config = {"eos_token": "<eos>", "pad_token": named}
+    (theirs / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    report = tokenizer.build(settings_for("pretrained", path=str(theirs)), clean, tmp_path / "out")
+    assert (report["pad_token"], report["vocab_size"]) == (pad, vocab_size(other))
 
 
 def test_a_pretrained_tokenizer_without_an_eos_token_gets_one(other: Path, clean: Path, tmp_path: Path) -> None:
@@ -156,6 +194,22 @@ def test_what_a_unigram_model_does_not_know_is_counted(tmp_path: Path) -> None:
     report = tokens.write(asked, tmp_path / "out", clean, tmp_path / "tokens")
     assert report["train"]["unknown_share"] == 1 / report["train"]["tokens"]
     assert report["val"]["unknown_share"] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b'{"eos', "is no JSON"), (b"[1]", "holds no JSON object"), (b"[" * 99_999, "is no JSON")]
+)
+def test_a_damaged_configuration_beside_a_tokenizer_is_named(
+    other: Path, clean: Path, tmp_path: Path, content: bytes, message: str
+) -> None:
+    theirs = shutil.copytree(other, tmp_path / "theirs")
+    (theirs / "tokenizer_config.json").write_bytes(content)
+    for use in (
+        eos_id,
+        lambda path: tokenizer.build(settings_for("pretrained", path=str(path)), clean, tmp_path / "o"),
+    ):
+        with pytest.raises(UserError, match=rf"tokenizer_config.json {message}"):
+            use(theirs)
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +310,18 @@ def test_without_a_network_one_sentence_says_what_to_do(
     ("name", "content", "message"),
     [
         ("tokenizer.json", b"{}", "is no tokenizer"),
+        ("tokenizer.json", b"\xff\xfe", "is no tokenizer"),
+        ("tokenizer.json", b"[" * 9999, "is no tokenizer"),
+        (
+            "tokenizer.json",  # on which tokenizers panics
+            b'{"normalizer":{"type":"Precompiled","precompiled_charsmap":"AAAA"},"model":{"type":"BPE","vocab":{},"merges":[]}}',
+            "is no tokenizer",
+        ),
+        (
+            "tokenizer.json",
+            b'{"model":{"type":"BPE","vocab":{"a":4000000000},"merges":[]}}',
+            "has a token with the id 4,000,000,000",
+        ),
         ("tokenizer.model", b"\xff\xffnot a model", "is no SentencePiece model"),
         ("vocab.txt", b"a b c", "holds no tokenizer; looked for"),
     ],

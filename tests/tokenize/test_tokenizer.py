@@ -17,7 +17,7 @@ from tokenizers import pre_tokenizers
 
 from pipeline.errors import UserError
 from pipeline.tokenize import texts, tokenizer
-from pipeline.tokens.tokenizer import eos_id, load, vocab_size
+from pipeline.tokens.tokenizer import eos_id, load, special_ids, vocab_size
 from tests.tokenize.tokenizing import END, ODD, ROOT, clean_set, settings_for, stories
 
 
@@ -69,11 +69,41 @@ def test_transformers_and_litgpt_load_it_with_the_same_ids_and_end(built: tuple[
     assert lit.encode("fox", eos=True).tolist() == [*ours.encode("fox").ids, end]
 
 
-def test_a_prompt_may_hold_a_special_token_for_transformers(built: tuple[str, Path]) -> None:
+def test_transformers_obeys_a_special_token_in_a_text_unless_told_to_split_it(built: tuple[str, Path]) -> None:
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(built[1])
-    assert theirs(END)["input_ids"] == [eos_id(built[1])]
+    ours, theirs = load(built[1]), AutoTokenizer.from_pretrained(built[1])
+    assert theirs(END)["input_ids"] == [eos_id(built[1])]  # what chat templates and training programs rely on
+    for text in (*ODD, END, "<|pad|>"):
+        assert theirs(text, split_special_tokens=True)["input_ids"] == ours.encode(text).ids
+
+
+def test_batches_are_padded_by_a_token_that_no_text_has_and_that_is_not_the_eos(built: tuple[str, Path]) -> None:
+    from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+
+    kind, folder = built
+    theirs, pad = AutoTokenizer.from_pretrained(folder), special_ids(folder)["pad_token_id"]
+    batch = theirs(["a b", "c"], padding=True)
+    assert sorted(batch) == ["attention_mask", "input_ids"]
+    assert batch["input_ids"][1] == [*load(folder).encode("c").ids, pad, pad]
+    assert batch["attention_mask"] == [[1, 1, 1], [1, 0, 0]]
+    assert load(folder).id_to_token(pad) == theirs.pad_token == "<|pad|>"
+    assert pad not in load(folder).encode("\xff ÿ <0xFF> <|pad|>").ids
+    assert load(folder).encode("\xff").ids or kind == "bytes"
+    ended = [theirs("fox")["input_ids"] + [theirs.eos_token_id], theirs("a")["input_ids"]]
+    learnt = DataCollatorForLanguageModeling(theirs, mlm=False)([{"input_ids": ids} for ids in ended])["labels"]
+    assert theirs.eos_token_id in learnt[0].tolist()  # it would be masked if it were the pad token too
+    assert pad not in learnt.flatten().tolist()
+
+
+def test_the_pad_token_takes_no_room_in_the_vocabulary_and_leaves_ids_as_they_are(tmp_path: Path) -> None:
+    clean = clean_set(tmp_path / "clean", [*stories(200), *ODD])
+    for kind in ("train", "bytes", "characters"):
+        padded = tokenizer.build(settings_for(kind), clean, tmp_path / kind)
+        plain = tokenizer.build(settings_for(kind, pad_token=None), clean, tmp_path / f"{kind}-plain")
+        assert (padded["vocab_size"], plain["pad_id"]) == (plain["vocab_size"], None)
+        for text in ODD:
+            assert load(tmp_path / kind).encode(text).ids == load(tmp_path / f"{kind}-plain").encode(text).ids
 
 
 # --- kinds ------------------------------------------------------------------------------------------------------------
@@ -149,6 +179,23 @@ def test_a_tokenizer_may_learn_from_a_share_of_the_text(tmp_path: Path) -> None:
     assert 0.4 * size < report["trained_on"]["bytes"] < 0.6 * size
 
 
+def test_a_tokenizer_that_loses_text_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lower = tokenizers.Tokenizer.from_file(str(_built(tmp_path / "given") / "tokenizer.json"))
+    lower.normalizer = tokenizers.normalizers.Lowercase()
+    lower.save(str(tmp_path / "given/tokenizer.json"))
+    clean = clean_set(tmp_path / "clean", ["A fox.", "a dog", "a tree", "a girl"])
+    report = tokenizer.build(settings_for("pretrained", path=str(tmp_path / "given")), clean, tmp_path / "t")
+    assert (report["lossless"], report["round_trip"]) == (False, 0.75)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "loses text: 1 of 4 documents decode to another text" in said
+    assert "bits per byte do not compare" in said
+
+
+def _built(folder: Path) -> Path:
+    tokenizer.build(settings_for("train"), clean_set(folder / "clean", stories(50)), folder)
+    return folder
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +220,12 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
         list(texts.batches(tmp_path / "train"))
 
 
+@pytest.mark.parametrize(("name", "kind"), [("eos_token", "characters"), ("pad_token", "bytes")])
+def test_a_special_token_that_text_yields_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+    with pytest.raises(UserError, match=rf"tokenizer\.{name} = 'a': text yields this token"):
+        tokenizer.build(settings_for(kind, **{name: "a"}), clean_set(tmp_path / "clean", ["a fox"]), tmp_path / "t")
+
+
 def test_a_folder_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer"):
         load(tmp_path)
@@ -189,6 +242,7 @@ def test_a_folder_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
         ({"kind": "train", "path": "gpt2"}, "means nothing with kind: train"),
         ({"kind": "pretrained", "vocab_size": None}, "name the pretrained tokenizer"),
         ({"special_tokens": [END]}, "each once, not the eos_token"),
+        ({"pad_token": END}, "is the eos_token; .* a model would not learn to end"),
         ({"chunk_tokens": 2**30}, "less than or equal to 1073741821"),
     ],
 )

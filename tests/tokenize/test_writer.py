@@ -4,55 +4,27 @@ import hashlib
 import itertools
 import json
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
+import tokenizers
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from litdata import StreamingDataset, TokensLoader
-from litdata.streaming.writer import BinaryWriter
 from typer.testing import CliRunner
 
-from pipeline import console, params
+from pipeline import console
 from pipeline.errors import UserError
-from pipeline.tokenize import texts, tokenizer
-from pipeline.tokenize import writer as tokens
-from pipeline.tokens.store import TokenStore, documents
+from pipeline.tokenize import texts
+from pipeline.tokens.store import TokenStore
 from pipeline.tokens.tokenizer import eos_id, load, vocab_size
+from tests.tokenize.tokenizing import ROOT, STORIES, settings_for, shards, token_set
 
-ROOT = Path(__file__).parents[2]
-STORIES = [f"Once upon a time there were {n} foxes.\n\nFox {n * n} said: good day, 你好!\n" for n in range(400)]
 ODD = ["", " ", "A fox said <|endoftext|> and left.", "x" * 5000, "é😀\x00\n\n\n  tail  "]
-
-
-def settings_for(**changes: Any) -> params.Tokenizer:
-    preset = yaml.safe_load((ROOT / "configs/tokenizer/bpe.yaml").read_text(encoding="utf-8"))
-    return params.Tokenizer(**{**preset, "vocab_size": 400, "chunk_tokens": 1000, **changes})
-
-
-def shards(folder: Path, documents: list[str], shards: int = 1, rows: int = 100) -> None:
-    folder.mkdir(parents=True)
-    cuts = np.array_split(np.arange(len(documents)), shards)
-    for i, cut in enumerate(cuts):
-        table = pa.table({"text": pa.array([documents[j] for j in cut], pa.string())})
-        pq.write_table(table, folder / f"part-{i:05d}.parquet", row_group_size=rows)
-
-
-def token_set(folder: Path, train: list[str], val: list[str], **changes: Any) -> dict[str, Any]:
-    shards(folder / "clean/train", train, shards=2)
-    shards(folder / "clean/val", val)
-    asked = settings_for(**changes)
-    tokenizer.build(asked, folder / "clean", folder / "tokenizer")
-    return tokens.write(asked, folder / "tokenizer", folder / "clean", folder / "tokens", folder / "plots")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +40,7 @@ def large_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """More than 2^16 tokens, and documents that use the highest of them."""
     folder = tmp_path_factory.mktemp("large")
     letters = "".join(map(chr, [*range(0x4E00, 0x9FFF), *range(0xAC00, 0xD7A4), *range(0x20000, 0x2A6D0)]))
-    token_set(folder, [letters, letters[-500:]], [letters[:200]], kind="characters", vocab_size=None)
+    token_set(folder, [letters, letters[-500:]], [letters[:200]], "characters")
     return folder
 
 
@@ -77,7 +49,7 @@ def large_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_document_is_there_in_order_and_ends_with_the_eos_token(small: Path) -> None:
     encoder, end = load(small / "tokenizer"), eos_id(small / "tokenizer")
-    store, offsets = TokenStore(small / "tokens/train"), documents(small / "tokens/train")
+    store, offsets = TokenStore(small / "tokens/train"), TokenStore(small / "tokens/train").documents()
     everything = store.read(0, store.n_tokens)
     assert offsets[0] == 0
     assert offsets[-1] == store.n_tokens
@@ -118,7 +90,7 @@ def test_progress_says_how_long_still(
 
 
 def test_words_and_fallback_are_counted(tmp_path: Path) -> None:
-    report = token_set(tmp_path, ["one  two\nthree"], ["new é \ttext"], kind="characters", vocab_size=None)
+    report = token_set(tmp_path, ["one  two\nthree"], ["new é \ttext"], "characters")
     assert report["train"]["words"] == 3
     assert report["train"]["fallback_share"] == 0
     assert report["val"]["words"] == 3
@@ -127,19 +99,17 @@ def test_words_and_fallback_are_counted(tmp_path: Path) -> None:
 
 
 def test_an_unknown_token_is_counted(tmp_path: Path) -> None:
-    import tokenizers
-
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"fox": 0, "<unk>": 1}, unk_token="<unk>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     words.save(str(tmp_path / "tokenizer.json"))
-    pretrained = {"kind": "pretrained", "vocab_size": None, "path": str(tmp_path / "tokenizer.json")}
-    report = token_set(tmp_path, ["fox and fox", "and"], ["fox"], **pretrained)
+    path = str(tmp_path / "tokenizer.json")
+    report = token_set(tmp_path, ["fox and fox", "and"], ["fox"], "pretrained", path=path)
     assert report["train"]["unknown_share"] == 2 / 6
     assert report["val"]["unknown_share"] == 0
 
 
 def test_the_files_are_the_same_on_any_threads_and_from_any_cut_of_the_input(small: Path, tmp_path: Path) -> None:
-    shards(tmp_path / "train", [*STORIES, *ODD], shards=3, rows=7)
+    shards(tmp_path / "train", [*STORIES, *ODD], count=3, rows=7)
     shards(tmp_path / "val", STORIES[:7], rows=1)
     code = (
         "import sys; from pathlib import Path; from pipeline import params\n"
@@ -150,7 +120,7 @@ def test_the_files_are_the_same_on_any_threads_and_from_any_cut_of_the_input(sma
     )
     where = [str(small / "tokenizer"), str(tmp_path), str(tmp_path / "tokens")]
     environment = {**os.environ, "RAYON_NUM_THREADS": "3", "PYTHONHASHSEED": "7"}
-    asked = settings_for().model_dump_json()
+    asked = settings_for("train", chunk_tokens=1000).model_dump_json()
     subprocess.run([sys.executable, "-c", code, asked, *where], check=True, cwd=ROOT, env=environment)
     assert digests(tmp_path / "tokens") == digests(small / "tokens")
 
@@ -263,67 +233,21 @@ def test_litgpt_pretrains_two_steps_on_it(small: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out/final/lit_model.pth").is_file()
 
 
-def test_any_slice_is_read_across_chunks(small: Path) -> None:
-    store = TokenStore(small / "tokens/train")
-    everything = store.read(0, store.n_tokens)
-    assert everything.dtype == np.int64
-
-    @settings(deadline=None, max_examples=100)
-    @given(st.data())
-    def slice_of(data: st.DataObject) -> None:
-        start = data.draw(st.integers(0, store.n_tokens))
-        stop = data.draw(st.integers(start, min(store.n_tokens, start + 2500)))
-        assert np.array_equal(store.read(start, stop), everything[start:stop])
-
-    slice_of()
-    for start, stop in ((-1, 5), (5, 4), (0, store.n_tokens + 1)):
-        with pytest.raises(IndexError):
-            store.read(start, stop)
-
-
-def test_a_store_goes_to_worker_processes(small: Path) -> None:
-    store = TokenStore(small / "tokens/train")
-    expected = store.read(990, 1010)
-    copy = pickle.loads(pickle.dumps(store))
-    assert len(pickle.dumps(store)) < 10_000
-    assert np.array_equal(copy.read(990, 1010), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.int32, torch.uint16, torch.int64])
-def test_a_set_that_others_wrote_is_read_too(tmp_path: Path, dtype: torch.dtype) -> None:
-    """As litgpt's TextFiles writes it: torch tokens, one item a document, several items a chunk."""
-    documents = [torch.arange(n, n + 40 + n, dtype=torch.int64).to(dtype) for n in range(20)]
-    writer = BinaryWriter(str(tmp_path), chunk_bytes=500, item_loader=TokensLoader())
-    for i, document in enumerate(documents):
-        writer[i] = document
-    writer.done()
-    writer.merge()
-    store = TokenStore(tmp_path)
-    assert len(store._starts) > 3
-    assert np.array_equal(store.read(0, store.n_tokens), torch.cat([d.long() for d in documents]).numpy())
-
-
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_or_damaged_token_set_is_named(small: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no tokens \(no index.json\); run: dvc repro tokenize"):
-        TokenStore(tmp_path)
-    for file in (small / "tokens/val").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    chunk = tmp_path / "chunk-0-0.bin"
-    chunk.write_bytes(chunk.read_bytes()[:-3])
-    with pytest.raises(UserError, match=r"chunk-0-0.bin: [\d,]+ bytes where index.json has"):
-        TokenStore(tmp_path)
-    (tmp_path / "index.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match="is not the index of a token set"):
-        TokenStore(tmp_path)
+def test_a_text_that_the_tokenizer_cannot_write_is_an_error_in_words(tmp_path: Path) -> None:
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"fox": 0, "a": 1}))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"the tokenizer cannot write the corpus .* bytes or an unknown token"):
+        token_set(tmp_path, ["a fox", "dogs"], ["a fox"], "pretrained", path=str(tmp_path / "tokenizer.json"))
 
 
 @pytest.mark.parametrize(
     ("train", "val", "message"),
     [
-        (STORIES, [], "val holds no documents; give more documents, or raise"),
+        (STORIES, [], "val holds no documents; give more documents, or raise clean.val_fraction"),
         ([], STORIES, "train holds no document"),
         (STORIES, None, "val holds no documents"),
     ],

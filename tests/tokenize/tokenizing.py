@@ -1,14 +1,16 @@
-"""What the tests of tokenizers share: parameters, texts, clean sets."""
+"""What the tests of tokenizers and token sets share: parameters, texts, clean sets, token sets."""
 
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
 from pipeline import params
+from pipeline.tokenize import tokenizer, writer
 
 ROOT = Path(__file__).parents[2]
 END = "<|endoftext|>"
@@ -37,6 +39,7 @@ WORDS = [
     "dog",
     "tree",
 ]
+STORIES = [f"Once upon a time there were {n} foxes.\n\nFox {n * n} said: good day, 你好!\n" for n in range(400)]
 
 
 def settings_for(kind: str, **changes: Any) -> params.Tokenizer:
@@ -49,9 +52,23 @@ def stories(count: int, seed: int = 0) -> list[str]:
     return [" ".join(draw.choices(WORDS, k=draw.randint(5, 60))).capitalize() + "." for _ in range(count)]
 
 
+def shards(folder: Path, documents: list[str], count: int = 1, rows: int = 100) -> None:
+    folder.mkdir(parents=True)
+    for i, cut in enumerate(np.array_split(np.arange(len(documents)), count)):
+        table = pa.table({"text": pa.array([documents[j] for j in cut], pa.string()), "source": ["test"] * len(cut)})
+        pq.write_table(table, folder / f"part-{i:05d}.parquet", row_group_size=rows)
+
+
 def clean_set(folder: Path, train: list[str], val: list[str] | None = None) -> Path:
-    for split, documents in (("train", train), ("val", val or ["A fox ran home."])):
-        (folder / split).mkdir(parents=True)
-        table = pa.table({"text": pa.array(documents, pa.string()), "source": ["test"] * len(documents)})
-        pq.write_table(table, folder / split / "part-00000.parquet", row_group_size=50)
+    shards(folder / "train", train, rows=50)
+    shards(folder / "val", val or ["A fox ran home."])
     return folder
+
+
+def token_set(folder: Path, train: list[str], val: list[str], kind: str = "train", **changes: Any) -> dict[str, Any]:
+    """folder/clean, folder/tokenizer and folder/tokens in chunks of 1,000 tokens; the writer's report."""
+    shards(folder / "clean/train", train, count=2)
+    shards(folder / "clean/val", val)
+    asked = settings_for(kind, chunk_tokens=1000, **changes)
+    tokenizer.build(asked, folder / "clean", folder / "tokenizer")
+    return writer.write(asked, folder / "tokenizer", folder / "clean", folder / "tokens", folder / "plots")
