@@ -35,8 +35,7 @@ from daft.exceptions import DaftCoreException
 from pipeline import console
 from pipeline.clean import duplicates, splits
 from pipeline.clean.decontamination import overlaps
-from pipeline.clean.judging import JUDGED, judge
-from pipeline.clean.rules import active
+from pipeline.clean.rules import JUDGED, active, judge
 from pipeline.clean.statistics import Statistics, in_words
 from pipeline.documents.shards import Shards, byte_lengths, tables
 from pipeline.errors import UserError
@@ -55,35 +54,29 @@ def clean(params: Clean, raw: Path, into: Path, plots: Path, runner: str | None 
     runner: native | ray; None: ray when RAY_ADDRESS is set. Raises UserError where nothing could be trained on.
     """
     shards, digests = _raw_shards(raw)
-    use_runner(runner)
+    address = os.environ.get("RAY_ADDRESS")
+    use_runner(runner or ("ray" if address else "native"), address)
     statistics = Statistics(params)
-    given = any([_has_val(path) for path in shards])
     with scratch(into.with_name(".clean-work")) as work, written_whole(into) as folder:
-        hashes, is_val = _judge_all(params, shards, digests, given, work, statistics)
-        reason = _repeats(params, hashes, is_val)
-        losses = f"{raw} has {statistics.documents_in:,} (dropped: {in_words(statistics.dropped(reason)) or 'none'})"
-        moved = splits.fill(hashes, is_val, reason == 0, given, losses)
-        _write(params, work, folder, hashes.key, is_val, reason, statistics)
+        documents, given = _judge_all(params, shards, digests, work, statistics)
+        _drop_repeats(params, documents)
+        dropped = in_words(statistics.dropped(documents.reason))
+        losses = f"{raw} has {statistics.documents_in:,} (dropped: {dropped or 'none'})"
+        moved = splits.fill(documents, given, losses)
+        _write(params, work, folder, documents, statistics)
     statistics.draw(plots)
     statistics.warn()
     return statistics.report() | {"split": "as given" if given else "by hash", "moved_to_fill_split": moved}
 
 
-def use_runner(runner: str | None) -> None:
-    """Let Daft run on this machine or on Ray; it can be chosen once in a process."""
-    if runner is None:
-        runner = "ray" if os.environ.get("RAY_ADDRESS") else "native"
-    _start(runner)
-
-
-@cache
-def _start(runner: str) -> None:
+@cache  # it can be chosen once in a process
+def use_runner(runner: str, address: str | None) -> None:
+    """Let Daft run on this machine or on the Ray cluster at an address."""
     if runner == "native":
         daft.set_runner_native()
         return
     if find_spec("ray") is None:
         raise UserError("--runner ray: Ray is not installed; `uv sync --extra ray`")
-    address = os.environ.get("RAY_ADDRESS")
     try:
         if address and ":" in address:  # asked first, since Ray itself waits for minutes and then ends the process
             place = urlsplit(address if "://" in address else f"//{address}")
@@ -152,13 +145,13 @@ def in_order(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _judge_all(
-    params: Clean, shards: list[Path], digests: dict[str, str], given: bool, work: Path, statistics: Statistics
-) -> tuple[duplicates.Hashes, np.ndarray]:
-    """Run the first pass; what is not dropped goes to `work`. Returns its hashes and which are val.
+    params: Clean, shards: list[Path], digests: dict[str, str], work: Path, statistics: Statistics
+) -> tuple[duplicates.Documents, bool]:
+    """Run the first pass; what is not dropped goes to `work`. Also returns whether the source says what is val.
 
-    given: the source says of some documents that they are val; what it says nothing of is split by hash.
+    Where it says so of some documents, those that it says nothing of are still split by hash.
     """
-    keys, sizes, is_val = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, bool)]
+    keys, sizes, is_val, given = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, bool)], False
     limit = np.uint64(int(params.val_fraction * 2**64))
     near = duplicates.NearDuplicates(params.near_duplicates, work) if params.near_duplicates.enabled else None
     total = sum(pq.read_metadata(path).num_rows for path in shards)
@@ -166,71 +159,57 @@ def _judge_all(
         for batch in in_order(_batches(params, shards, digests)):
             statistics.judged(batch)
             advance(len(batch))
+            given |= pc.any(pc.equal(batch.column("split"), "val")).as_py() or False
             batch = batch.filter(pc.equal(batch.column("reason"), 0))
             out.write(pa.Table.from_batches([batch]).select(_KEPT.names))
             keys.append(batch.column("key").to_numpy())
             sizes.append(byte_lengths(batch.column("text")))
-            val = keys[-1] < limit
-            if given:
-                split = batch.column("split")
-                val = np.where(split.is_null(), val, pc.equal(split, "val").fill_null(False))
-            is_val.append(val.astype(bool))
+            said = pc.equal(batch.column("split"), "val")
+            is_val.append(pc.coalesce(said, pa.array(keys[-1] < limit)).to_numpy(zero_copy_only=False))
             if near is not None:
                 near.add(batch.column("signature").flatten().to_numpy())
-    return duplicates.Hashes(np.concatenate(keys), np.concatenate(sizes), near), np.concatenate(is_val)
+    key, size = np.concatenate(keys), np.concatenate(sizes)
+    return duplicates.Documents(key, size, np.concatenate(is_val), np.zeros(len(key), np.uint8), near), given
 
 
 # --- second pass: hashes of all documents -----------------------------------------------------------------------------
 
 
-def _repeats(params: Clean, hashes: duplicates.Hashes, is_val: np.ndarray) -> np.ndarray:
-    """Number of the rule that drops each document as a duplicate; 0: it stays. A val copy stays, else the first."""
-    reason = np.zeros(len(is_val), np.uint8)
-    order = np.argsort(~is_val, kind="stable")
+def _drop_repeats(params: Clean, documents: duplicates.Documents) -> None:
+    """Of documents that repeat each other a val one stays, else the first."""
+    order = np.argsort(~documents.is_val, kind="stable")
     for number, rule in active(params):
         if rule.repeats:
-            reason[rule.repeats(hashes, order[reason[order] == 0])] = number
-    return reason
+            documents.reason[rule.repeats(documents, order[documents.reason[order] == 0])] = number
 
 
 # --- third pass: write ------------------------------------------------------------------------------------------------
 
 
-def _write(
-    params: Clean,
-    work: Path,
-    folder: Path,
-    keys: np.ndarray,
-    is_val: np.ndarray,
-    reason: np.ndarray,
-    statistics: Statistics,
-) -> None:
+def _write(params: Clean, work: Path, folder: Path, documents: duplicates.Documents, statistics: Statistics) -> None:
     """Write what stays to train and val; what overlaps with benchmarks or val is dropped from train here."""
-    blocked = [
-        (number, rule.blocked(params, _val_texts(work / "kept", is_val & (reason == 0))))
-        for number, rule in active(params)
-        if rule.blocked
-    ]
+    in_val = documents.is_val & (documents.reason == 0)
+    rules = [(number, rule.blocked) for number, rule in active(params) if rule.blocked]
+    blocked = [(number, ngrams(params, _val_texts(work / "kept", in_val))) for number, ngrams in rules]
     row = 0
     with (
         Shards(folder / "train", SCHEMA) as train,
         Shards(folder / "val", SCHEMA) as val,
-        console.progress("clean: writing", len(keys), "documents") as advance,
+        console.progress("clean: writing", len(in_val), "documents") as advance,
     ):
         for table in tables(work / "kept"):
             advance(len(table))
             rows = slice(row, row + len(table))
             row += len(table)
-            here, in_val = reason[rows], is_val[rows]
+            reason, is_val = documents.reason[rows], documents.is_val[rows]
             for number, ngrams in blocked:
-                candidates = np.flatnonzero((here == 0) & ~in_val)
+                candidates = np.flatnonzero((reason == 0) & ~is_val)
                 texts = table.column("text").take(pa.array(candidates)).combine_chunks()
-                here[candidates[overlaps(texts, params.decontaminate_ngram, ngrams)]] = number
-            ids = pa.array([f"{key:016x}" for key in keys[rows].tolist()])
-            table = table.append_column("id", ids)
-            statistics.written(table, here, in_val)
-            train.write(table.filter(pa.array((here == 0) & ~in_val)))
-            val.write(table.filter(pa.array((here == 0) & in_val)))
+                reason[candidates[overlaps(texts, params.decontaminate_ngram, ngrams)]] = number
+            table = table.append_column("id", pa.array([f"{key:016x}" for key in documents.key[rows].tolist()]))
+            statistics.written(table, reason, is_val)
+            train.write(table.filter(pa.array((reason == 0) & ~is_val)))
+            val.write(table.filter(pa.array((reason == 0) & is_val)))
     if not train.documents:
         raise UserError("every training document overlaps with val or a benchmark (clean.decontaminate*)")
 
@@ -263,30 +242,16 @@ def _raw_shards(raw: Path) -> tuple[list[Path], dict[str, str]]:
     with _said_if_damaged(manifest):
         digests = {entry["name"]: entry["sha256"] for entry in json.loads(manifest.read_bytes())["shards"]}
     if odd := sorted({path.name for path in shards} ^ set(digests)):
-        raise UserError(f"{raw}: {', '.join(odd[:5])} in manifest.json or in the folder, but not in both; "
-                        "run the stage download again")  # fmt: skip
+        where = "in manifest.json or in the folder, but not in both"
+        raise UserError(f"{raw}: {', '.join(odd[:5])} {where}; run the stage download again")
     return shards, digests
-
-
-def _has_val(path: Path) -> bool:
-    """Whether some document of a shard is marked val."""
-    with _said_if_damaged(path), pq.ParquetFile(path) as file:
-        return any(
-            pc.any(pc.equal(batch.column(0), "val")).as_py() or False
-            for batch in file.iter_batches(2**16, columns=["split"])
-        )
 
 
 @contextmanager
 def _said_if_damaged(path: Path) -> Iterator[None]:
     try:
         yield
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        OSError,
-    ) as error:  # pyarrow's are of these; those of the disk have a number
-        if isinstance(error, OSError) and error.errno is not None:
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, where pyarrow's have no number
             raise
         raise UserError(f"{path} is damaged ({error}); run the stage download again") from None

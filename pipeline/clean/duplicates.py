@@ -38,27 +38,27 @@ def signature(text: daft.Expression, params: Params) -> daft.Expression:
     )
 
 
-@dataclass(frozen=True)
-class Hashes:
-    """What is known of all documents that the first pass keeps, in their order."""
+@dataclass
+class Documents:
+    """What is known of the documents that the first pass keeps, in their order."""
 
-    key: np.ndarray  # of the text, uint64 [documents]
-    size: np.ndarray  # of the text, bytes, int64 [documents]
+    key: np.ndarray  # hash of the text, uint64
+    size: np.ndarray  # of the text, bytes, int64
+    is_val: np.ndarray  # bool
+    reason: np.ndarray  # number of the rule that drops it after all, uint8; 0: it stays
     near: "NearDuplicates | None"  # their signatures, where these are wanted
 
 
-def exact(hashes: Hashes, order: np.ndarray) -> np.ndarray:
-    """Which documents have the text of one that comes earlier in `order` (indices, best first); bool [documents]."""
-    _, first = np.unique(hashes.key[order], return_index=True)
-    doubles = np.zeros(len(hashes.key), bool)
-    doubles[np.delete(order, first)] = True
-    return doubles
+def exact(documents: Documents, order: np.ndarray) -> np.ndarray:
+    """Which documents have the text of one that comes earlier in `order` (indices, best first), as indices."""
+    _, first = np.unique(documents.key[order], return_index=True)
+    return np.delete(order, first)
 
 
-def near(hashes: Hashes, order: np.ndarray) -> np.ndarray:
-    """Which documents are near duplicates of one that comes earlier in `order` (indices, best first)."""
-    assert hashes.near is not None
-    return hashes.near.find(order)
+def near(documents: Documents, order: np.ndarray) -> np.ndarray:
+    """Which documents are near duplicates of one that comes earlier in `order` (indices, best first); bool."""
+    assert documents.near is not None
+    return documents.near.find(order)
 
 
 class NearDuplicates:

@@ -26,14 +26,15 @@ _EDGES = 2.0 ** np.arange(0, 31, 0.125)  # of the length histogram, bytes
 
 class Statistics:
     def __init__(self, params: Clean) -> None:
-        self._rules = [rule for _, rule in active(params)]
+        self._rules = active(params)
         self.documents_in = self._documents_changed = 0
         self._rewritten = np.zeros(1 + len(REWRITES), np.int64)  # bytes before the first rewrite and after each
         self._changed = np.zeros(len(REWRITES), np.int64)  # documents
-        self._dropped: dict[str, dict[str, Any]] = defaultdict(lambda: {"documents": 0, "bytes": 0, "examples": []})
+        self._dropped = np.zeros((2, 1 + len(RULES)), np.int64)  # documents and bytes by the rule's number
+        self._examples: dict[int, list[str]] = defaultdict(list)
         self._splits: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
         self._sources: dict[str, Counter[str]] = defaultdict(Counter)
-        self._lengths_in, self._lengths_out = np.zeros(len(_EDGES) - 1, np.int64), np.zeros(len(_EDGES) - 1, np.int64)
+        self._lengths_in, self._lengths_out = np.zeros((2, len(_EDGES) - 1), np.int64)
 
     def judged(self, batch: pa.RecordBatch) -> None:
         """Count a batch of the first pass."""
@@ -46,12 +47,6 @@ class Statistics:
         self._lengths_in += np.histogram(sizes[:, 0], _EDGES)[0]
         self._drop(batch, batch.column("reason").to_numpy(), sizes[:, -1])
 
-    def dropped(self, reason: np.ndarray) -> Counter[str]:
-        """How many documents each rule dropped so far, and those of `reason` (a rule's number, or 0: none)."""
-        later = np.bincount(reason, minlength=1 + len(RULES))[1:].tolist()
-        found = Counter({rule.name: n for rule, n in zip(RULES, later, strict=True)})
-        return found + Counter({name: entry["documents"] for name, entry in self._dropped.items()})
-
     def written(self, table: pa.Table, reason: np.ndarray, is_val: np.ndarray) -> None:
         """Count a batch of the third pass: the number of the rule that drops each document (0: none), and its split."""
         sizes = byte_lengths(table.column("text"))
@@ -60,32 +55,31 @@ class Statistics:
         self._lengths_out += np.histogram(sizes[kept], _EDGES)[0]
         for split, here in (("train", kept & ~is_val), ("val", kept & is_val)):
             self._splits[split].update(documents=int(here.sum()), bytes=int(sizes[here].sum()))
-        names = table.column("source").combine_chunks().dictionary_encode()
-        index = names.indices.to_numpy()[kept]
-        documents = np.bincount(index, minlength=len(names.dictionary)).tolist()
-        total = np.bincount(index, weights=sizes[kept], minlength=len(names.dictionary)).tolist()
-        for name, n_documents, n_bytes in zip(names.dictionary.to_pylist(), documents, total, strict=True):
-            if n_documents:
-                self._sources[name].update(documents=n_documents, bytes=int(n_bytes))
+        sources = pa.table({"source": table.column("source"), "bytes": sizes}).filter(pa.array(kept)).group_by("source")
+        for row in sources.aggregate([("bytes", "count"), ("bytes", "sum")]).to_pylist():
+            self._sources[row["source"]].update(documents=row["bytes_count"], bytes=row["bytes_sum"])
 
     def _drop(self, table: Any, reason: np.ndarray, sizes: np.ndarray) -> None:
         for number in np.unique(reason[reason > 0]).tolist():
             rows = np.flatnonzero(reason == number)
-            entry = self._dropped[RULES[number - 1].name]
-            entry["documents"] += len(rows)
-            entry["bytes"] += int(sizes[rows].sum())
-            wanted = rows[: _EXAMPLES - len(entry["examples"])]
-            texts = pc.utf8_slice_codeunits(table.column("text").take(pa.array(wanted)), 0, _EXAMPLE_CHARS)
-            entry["examples"] += texts.to_pylist()
+            self._dropped[:, number] += len(rows), sizes[rows].sum()
+            wanted = pa.array(rows[: _EXAMPLES - len(self._examples[number])])
+            texts = pc.utf8_slice_codeunits(table.column("text").take(wanted), 0, _EXAMPLE_CHARS)
+            self._examples[number] += texts.to_pylist()
+
+    def dropped(self, reason: np.ndarray) -> dict[str, int]:
+        """How many documents each rule dropped so far, and those of `reason`, which are not counted yet."""
+        counts = self._dropped[0] + np.bincount(reason, minlength=1 + len(RULES))
+        return {rule.name: int(counts[number]) for number, rule in self._rules}
 
     def report(self) -> dict[str, Any]:
         """Counts of every rule in order, then of every split and source."""
         steps: dict[str, Any] = {}
+        dropped: dict[str, Any] = {}
         documents, size = self.documents_in, int(self._rewritten[0])
-        for rule in self._rules:
-            dropped = self._dropped.get(rule.name, {"documents": 0, "bytes": 0})
+        for number, rule in self._rules:
             entry = {"documents_in": documents, "bytes_in": size, "documents_changed": 0, "bytes_changed": 0}
-            entry |= {"documents_dropped": dropped["documents"], "bytes_dropped": dropped["bytes"]}
+            entry["documents_dropped"], entry["bytes_dropped"] = self._dropped[:, number].tolist()
             if rule in REWRITES:
                 at = REWRITES.index(rule)
                 entry["documents_changed"] = int(self._changed[at])
@@ -93,6 +87,9 @@ class Statistics:
             documents -= entry["documents_dropped"]
             size += entry["bytes_changed"] - entry["bytes_dropped"]
             steps[rule.name] = entry | {"documents_out": documents, "bytes_out": size}
+            if entry["documents_dropped"]:
+                counts = {"documents": entry["documents_dropped"], "bytes": entry["bytes_dropped"]}
+                dropped[rule.name] = counts | {"examples": self._examples[number]}
         return {
             "documents_in": self.documents_in,
             "documents_out": documents,
@@ -101,25 +98,25 @@ class Statistics:
             "bytes_out": size,
             **{split: dict(counts) for split, counts in self._splits.items()},
             "steps": steps,
-            "dropped": {rule.name: self._dropped[rule.name] for rule in self._rules if rule.name in self._dropped},
+            "dropped": dropped,
             "sources": self._largest_sources(),
         }
-
-    def warn(self) -> None:
-        """Warn of a rule that drops more than half of what it is given: it may not fit the text."""
-        for rule, step in zip(self._rules, self.report()["steps"].values(), strict=True):
-            dropped, given = step["documents_dropped"], step["documents_in"]
-            if 2 * dropped > given:
-                console.warn(f"the rule {rule.name} dropped {dropped:,} of {given:,} documents: {rule.why}")
 
     def _largest_sources(self) -> dict[str, dict[str, int]]:
         """Documents and bytes of the largest sources by name, and of all others together."""
         ordered = sorted(self._sources.items(), key=lambda source: (-source[1]["bytes"], source[0]))
         largest = {name: dict(counts) for name, counts in sorted(ordered[:_SOURCES])}
-        others = [counts for _, counts in ordered[_SOURCES:]]
-        if others:
+        if others := [counts for _, counts in ordered[_SOURCES:]]:
             largest["(other sources)"] = {"sources": len(others), **sum(others, Counter())}
         return largest
+
+    def warn(self) -> None:
+        """Warn of a rule that drops more than half of what it is given: it may not fit the text."""
+        steps = self.report()["steps"]
+        for _, rule in self._rules:
+            dropped, given = steps[rule.name]["documents_dropped"], steps[rule.name]["documents_in"]
+            if 2 * dropped > given:
+                console.warn(f"the rule {rule.name} dropped {dropped:,} of {given:,} documents: {rule.why}")
 
     def draw(self, plots: Path) -> None:
         """Write funnel.png and lengths.png."""

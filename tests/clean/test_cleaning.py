@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from pipeline import console, params
 from pipeline.clean import characters, cleaning, duplicates, rules
-from pipeline.clean.judging import judge
+from pipeline.clean.rules import judge
 from pipeline.clean.statistics import summary
 from pipeline.cli.compose import compose
 from pipeline.documents import shards
