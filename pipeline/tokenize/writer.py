@@ -21,11 +21,11 @@ from litdata.streaming.item_loader import TokensLoader
 from litdata.streaming.writer import BinaryWriter
 from tokenizers import Tokenizer
 
-from pipeline import console, hashing, params
+from pipeline import console, params
 from pipeline.errors import UserError
 from pipeline.tokenize import texts
 from pipeline.tokenize import tokenizer as vocabulary
-from pipeline.tokens.store import DOCUMENTS
+from pipeline.tokens.store import DOCUMENTS, sha256
 from pipeline.tokens.tokenizer import eos_id, load, vocab_size
 
 _BATCH_CHARS = 2_000_000  # encoded at a time: the threads of a smaller batch wait for its last document too often
@@ -203,7 +203,7 @@ class _Writer:
         index = json.loads(path.read_text(encoding="utf-8"))
         index["updated_at"] = self._digest.hexdigest()
         names = [*(chunk["filename"] for chunk in index["chunks"]), DOCUMENTS]
-        index["sha256"] = {name: hashing.file_sha256(self._folder / name) for name in names}
+        index["sha256"] = {name: sha256(self._folder / name) for name in names}
         path.write_text(json.dumps(index, sort_keys=True, indent=1) + "\n", encoding="utf-8")
 
 

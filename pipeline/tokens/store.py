@@ -7,6 +7,7 @@ Reads what pipeline/tokenize/writer.py wrote, and any other litdata token set. W
 the file: the index and all sizes at once, the bytes of a file against its digest when it is first read.
 """
 
+import hashlib
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,6 @@ import numpy as np
 from litdata.constants import _NUMPY_DTYPES_MAPPING, _TORCH_DTYPES_MAPPING
 from pydantic import BaseModel, Field, ValidationError
 
-from pipeline import hashing
 from pipeline.errors import UserError
 
 DOCUMENTS = "documents.i64"  # beside the chunks; litdata looks only at what index.json lists
@@ -144,9 +144,15 @@ class TokenStore:
 
     def _verify(self, path: Path) -> None:
         expected = self._sha256.get(path.name)
-        if expected is not None and hashing.file_sha256(path) != expected:
+        if expected is not None and sha256(path) != expected:
             raise UserError(f"{path} is damaged: its SHA-256 is not the one in index.json; {self._again}")
         self._verified.add(path)
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file of a token set, as index.json has it: 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def documents(folder: Path) -> np.ndarray:

@@ -40,8 +40,8 @@ def make(params: Params, tokens: Path, tokenizer: Path) -> Plan:
     """Raises UserError for too few tokens, a vocabulary that does not fit, or data that is not there."""
     train = params.train
     vocab_size = vocabulary.vocab_size(tokenizer)
-    samples = Samples(tokens / "train", train.block_size, train.seed)
-    val = Samples(tokens / "val", train.block_size, None)
+    samples = Samples(tokens / "train", train.block_size, train.seed, vocab_size)
+    val = Samples(tokens / "val", train.block_size, None, vocab_size)
     for name, store in (("train", samples), ("val", val)):
         if not store.count:
             raise UserError(

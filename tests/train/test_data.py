@@ -1,5 +1,6 @@
 """Which samples a step reads depends on the seed and the step alone, and an epoch holds each sample once."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import UserError
 from pipeline.params import Train
 from pipeline.train.data import Samples, Shuffle, batches, positions, spread
 from tests.train.small import tiny
@@ -94,3 +96,16 @@ def test_a_look_at_val_gives_each_rank_equally_many(corpus: Path, count: int, wo
     shares = [sum(len(batch) for batch in spread(samples, count, rank, world, 4)) for rank in range(world)]
     assert len(set(shares)) == 1
     assert max(1, min(count, samples.count) - world) <= sum(shares) <= max(world, min(count, samples.count))
+
+
+def test_a_damaged_chunk_and_a_token_beyond_the_vocabulary_end_training_before_it_begins(
+    corpus: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"chunk-0-0\.bin holds token \d+, but the vocabulary has 20 tokens"):
+        Samples(corpus / "tokens/train", 32, 3, vocab_size=20)
+    damaged = shutil.copytree(corpus / "tokens/train", tmp_path / "train")
+    content = bytearray((damaged / "chunk-0-0.bin").read_bytes())
+    content[-9] ^= 4
+    (damaged / "chunk-0-0.bin").write_bytes(content)
+    with pytest.raises(UserError, match=r"chunk-0-0\.bin is damaged: its SHA-256"):
+        Samples(damaged, 32, 3)
