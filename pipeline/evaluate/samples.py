@@ -49,10 +49,9 @@ def beginnings(texts: list[str], longest: int) -> list[str]:
 def _first_words(text: str, longest: int) -> str:
     line = text.lstrip().split("\n", 1)[0].rstrip()
     cut = line.encode()[: min(longest, _PROMPT_BYTES, len(line.encode()) // 2)].decode(errors="ignore")
-    words = cut.rsplit(maxsplit=1)
-    if len(words) == 2 and not line[len(cut)].isspace():  # cut within a word; scripts without spaces stay as they are
-        return words[0]
-    return cut.rstrip() or line[:1]
+    within_word = not (cut[-1:].isspace() or line[len(cut) : len(cut) + 1].isspace())
+    words = cut.rsplit(maxsplit=1)  # of scripts without spaces a single one, which stays as it is
+    return words[0] if within_word and len(words) == 2 else cut.rstrip() or line[:1]
 
 
 def generate(

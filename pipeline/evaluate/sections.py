@@ -74,7 +74,7 @@ def training(evaluation: Evaluation) -> dict[str, Any]:
             "steps": _shown("{:,}", train.get("steps")),
             "tokens per step": f"{wanted['global_batch_size'] * wanted['block_size']:,}",
             "optimizer": f"{optimizer['name']}, peak rate {optimizer['lr']:g}, {wanted['schedule']['name']}",
-            "time": _shown("{:f}", train.get("seconds")) and console.duration(train["seconds"]),
+            "time": _shown("{}", train.get("seconds"), convert=console.duration),
             "speed": _shown("{:,.0f} tokens/s", train.get("tokens_per_second")),
             "on": _shown("{} × {}, {}", train.get("devices"), train.get("device"), train.get("precision")),
         },
@@ -82,18 +82,20 @@ def training(evaluation: Evaluation) -> dict[str, Any]:
     return {"facts": {head: {k: v for k, v in rows.items() if v is not None} for head, rows in facts.items()}}
 
 
-def _shown(form: str, *values: Any) -> str | None:
+def _shown(form: str, *values: Any, convert: Callable[[Any], Any] = lambda value: value) -> str | None:
     """The values in words; None where a report lacks one or has something else in its place."""
     try:
-        return form.format(*values) if None not in values else None
-    except (KeyError, TypeError, ValueError):
+        return form.format(*map(convert, values)) if None not in values else None
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
 def _tokens_of(split: Any) -> str | None:
-    counts = [_shown("{[documents]:,} documents", split), _shown("{[tokens]:,} tokens", split)]
-    counts.append(_shown("{[bytes]:d}", split) and console.size(split["bytes"]))
-    return " · ".join(count.replace(" ", "\N{NO-BREAK SPACE}") for count in counts if count) or None
+    try:
+        counts = [f"{split['documents']:,} documents", f"{split['tokens']:,} tokens", console.size(split["bytes"])]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return " · ".join(count.replace(" ", "\N{NO-BREAK SPACE}") for count in counts)
 
 
 def baselines(evaluation: Evaluation) -> dict[str, Any] | None:

@@ -60,7 +60,7 @@ def whole(tokens_folder: Path, clean_folder: Path) -> TokenSet:
 
 def beginning(tokens_folder: Path, clean_folder: Path, max_bytes: int | None) -> TokenSet:
     """The first documents of a split, as many as fit in `max_bytes` of text (at least one); None: all."""
-    tokens, starts = _opened(tokens_folder)
+    tokens, starts = store.TokenStore(tokens_folder), np.asarray(store.documents(tokens_folder))
     texts: list[str] = []
     sources: list[str] = []
     n_bytes = 0
@@ -82,14 +82,6 @@ def beginning(tokens_folder: Path, clean_folder: Path, max_bytes: int | None) ->
     return TokenSet(tokens.read(0, int(starts[-1])), starts, texts, sources)
 
 
-def _opened(folder: Path) -> tuple[store.TokenStore, np.ndarray]:
-    """A split's tokens and where its documents start. Raises UserError where these do not fit each other."""
-    tokens, starts = store.TokenStore(folder), np.asarray(store.documents(folder))
-    if len(starts) < 2 or starts[0] != 0 or starts[-1] != tokens.n_tokens or (np.diff(starts) < 1).any():
-        raise UserError(f"{folder / store.DOCUMENTS} does not fit the tokens beside it; run: dvc repro tokenize")
-    return tokens, starts
-
-
 def _batches(folder: Path) -> Iterator[pa.RecordBatch]:
     """Text and source of the documents of data/clean/{train,val}; UserError for a shard that is damaged."""
     for shard in sorted(folder.glob("*.parquet")):
@@ -107,7 +99,7 @@ def sample(tokens_folder: Path, tokenizer: Tokenizer, n_tokens: int) -> TokenSet
 
     The texts are what the tokenizer makes of the tokens, which is the text itself for every lossless tokenizer.
     """
-    tokens, starts = _opened(tokens_folder)
+    tokens, starts = store.TokenStore(tokens_folder), np.asarray(store.documents(tokens_folder))
     n_documents = len(starts) - 1
     wanted = min(n_documents, max(1, round(n_documents * n_tokens / tokens.n_tokens)))
     chosen = np.arange(wanted) * n_documents // wanted

@@ -15,12 +15,12 @@ class Evaluate(Section):
     stride: Positive | None = Field(description="sliding window: tokens scored per window; null: block by block")
     train_sample_tokens: Count = Field(description="training tokens scored too; 0: none")
     prompts: list[Annotated[str, Field(min_length=1)]] = Field(
-        min_length=1, description="beginnings that the model continues"
+        description="beginnings that the model continues; []: the first words of three val documents"
     )
     temperatures: list[Annotated[float, Field(ge=0)]] = Field(min_length=1, description="0: greedy")
-    samples_per_prompt: Positive = Field(description="stories for each prompt and temperature above 0")
+    samples_per_prompt: Positive = Field(description="samples for each prompt and temperature above 0")
     top_p: Annotated[float, Field(gt=0, le=1)]
-    max_new_tokens: Positive = Field(description="tokens of a story at most; the model's context bounds it too")
+    max_new_tokens: Positive = Field(description="tokens of a sample at most; the model's context bounds it too")
     seed: Seed = Field(description="of the first sample; the next ones count up")
     ngram_order: Positive = Field(description="order of the Kneser-Ney baseline")
     baseline_bytes: Count = Field(description="training text for n-grams; 0: no baselines")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,53 @@ def test_the_figures_are_numbers_that_dvc_can_compare(measured: tuple[dict[str, 
 
     assert all(isinstance(leaf, int | float) and math.isfinite(leaf) for leaf in leaves(measured[0]))
     json.dumps(measured[1])
+
+
+def test_a_tokenizer_that_loses_text_has_no_bits_per_byte(work: Path, parameters: Params) -> None:
+    quick = parameters.evaluate.model_copy(update={"temperatures": [0.0], "memorisation_bytes": 0})
+    reports = {"download": {"entropy_bits_per_byte": 0.25}, "tokenize": {"round_trip": 0.97}}
+    figures, _ = evaluate.evaluate(
+        parameters.model_copy(update={"evaluate": quick}),
+        work / "models/litgpt", work / "data/tokens", work / "data/clean", reports,
+    )  # fmt: skip
+    assert "the tokenizer loses text" in figures["not_comparable"]
+    assert {"loss", "perplexity"} <= set(figures["val"])
+    assert "bits_per_byte" not in figures["val"] | figures["train_sample"]
+    assert not {"baselines", "generator"} & set(figures)
+
+
+@pytest.mark.parametrize(
+    ("path", "damage", "words"),
+    [
+        ("data/tokens/val/documents.i64", lambda raw: raw[:8] + raw[16:24] * 2 + raw[24:], "documents.i64 is damaged"),
+        ("data/tokens/val/documents.i64", lambda raw: b"", "documents.i64"),
+        ("data/clean/val/part-00000.parquet", lambda raw: raw[:300] + bytes(200) + raw[500:], "dvc repro clean"),
+        ("data/clean/val/part-00000.parquet", lambda raw: b"PAR1", "dvc repro clean"),
+        ("reports/train.json", lambda raw: b'{"tokens": 1', "reports/train.json is damaged"),
+        ("reports/download.json", lambda raw: b"[1]", "reports/download.json holds no JSON object"),
+        ("reports/tokenize.json", lambda raw: b"\xff\xfe", "reports/tokenize.json is damaged"),
+    ],
+)
+def test_what_is_damaged_is_named(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, damage: Any, words: str
+) -> None:
+    for name in ("data", "models"):
+        shutil.copytree(work / name, tmp_path / name)
+    shutil.copy(work / "params.yaml", tmp_path)
+    (tmp_path / "reports").mkdir()
+    damaged = tmp_path / path
+    damaged.write_bytes(damage(damaged.read_bytes() if damaged.is_file() else b""))
+    done = run_stage(tmp_path, monkeypatch)
+    assert (done.exit_code, type(done.exception)) == (2, SystemExit)
+    assert words in " ".join(done.output.split())
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(work: Path) -> None:
+    val = token_set.whole(work / "data/tokens/val", work / "data/clean/val")
+    largest = int(val.tokens_N.max())
+    assert evaluate._fitting(val, Path("data/tokens/val"), largest + 1) is val
+    with pytest.raises(UserError, match=rf"data/tokens/val holds the token {largest}, the model has {largest}"):
+        evaluate._fitting(val, Path("data/tokens/val"), largest)
 
 
 def test_parts_that_are_switched_off_are_left_out(work: Path, parameters: Params) -> None:

@@ -168,6 +168,42 @@ def test_verdicts_follow_the_direction_that_is_good() -> None:
     }
 
 
+def test_each_section_is_a_function_and_a_template() -> None:
+    templates = {
+        path.name.removesuffix(".html.jinja") for path in (Path(report.__file__).parent / "templates").iterdir()
+    }
+    assert templates == {section.__name__ for section in sections.SECTIONS} | {"page", "macros"}
+
+
+def test_what_cannot_be_compared_is_marked(details: dict[str, Any], tmp_path: Path) -> None:
+    figures = json.loads(json.dumps(details["figures"])) | {"not_comparable": "the tokenizer loses text"}
+    del figures["val"]["bits_per_byte"], figures["baselines"], figures["generator"]
+    lossy = details | {"figures": figures}
+    other = details | {"val_set": {"text": "another", "tokens": "another"}}
+    assert sections.baselines(Evaluation(lossy, STAGES, other, RUN)) is None
+    report.write(tmp_path / "report.html", Evaluation(lossy, STAGES, other, RUN), {})
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "No bits per byte: the tokenizer loses text" in text
+    assert "The validation text is another one than in the run before" in text
+    assert "bits/byte" not in text
+    assert "not comparable" in text
+
+
+@pytest.mark.parametrize("odd", [None, "x", -1, 1e400, [], {}, {"total": "x"}, True])
+def test_odd_values_in_the_reports_of_other_stages_are_left_out(details: dict[str, Any], odd: Any) -> None:
+    stages = {name: dict.fromkeys([*report_, "finished"], odd) for name, report_ in STAGES.items()}
+    assert sections.training(Evaluation(details, stages, None, {}))["facts"]["Model"]["heads"]
+    assert sections.summary(Evaluation(details, stages, None, {}))["val"]
+
+
+def test_lengths_of_context_that_few_tokens_have_are_left_out(details: dict[str, Any], tmp_path: Path) -> None:
+    few = [{"context": 200, "loss": 99.0, "tokens": 1}]
+    plots.draw(details | {"by_position": details["by_position"] + few}, {}, tmp_path)
+    drawn = (tmp_path / "by_position.csv").read_text(encoding="utf-8").splitlines()
+    assert drawn[0].replace('"', "") == "context,loss,tokens"
+    assert [line.split(",")[0] for line in drawn[1:]] == [str(p["context"]) for p in details["by_position"]]
+
+
 def test_prompt_and_overlap_are_marked_and_the_rest_is_escaped() -> None:
     story = {"prompt": "A <b>", "text": " cat & a dog", "overlap_span": [2, 9]}
     assert report._marked(story) == Markup("<b>A </b><mark><b>&lt;b&gt;</b></mark><mark> cat</mark> &amp; a dog")

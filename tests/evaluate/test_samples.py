@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.evaluate import samples
 from pipeline.evaluate.memorisation import Index
 from pipeline.evaluate.samples import Sample
@@ -52,11 +53,26 @@ def test_every_prompt_at_every_temperature(model: MoEGPT, work: Path, parameters
         (0.0, "Once"), (0.0, "The dog"), *[(1.0, "Once"), (1.0, "The dog")] * 2
     ]  # fmt: skip
     assert drawn[2].completion.text != drawn[4].completion.text  # another seed
+    hotter = config.model_copy(update={"temperatures": [1.0, 1.0]})  # the same distribution twice, yet other draws
+    twice = samples.generate(Generator(model, work / "data/tokenizer"), hotter, ["Once"])
+    assert len({sample.completion.text for sample in twice}) == 4
     again = samples.generate(Generator(model, work / "data/tokenizer"), config, config.prompts)
     assert drawn == again
     found = samples.describe(drawn, vocabulary.load(work / "data/tokenizer"), None)
     assert [f["stories"] for f in found["by_temperature"]] == [2, 4]
     assert "overlap" not in found["stories"][0]
+
+
+def test_prompts_are_the_first_words_of_documents_in_any_language() -> None:
+    english = "\n Once upon a time there was a little girl who liked to sing.\nShe had a dog."
+    chinese = "从前有一只小兔子名叫雪球，它住在森林里，每天都去河边喝水。"
+    assert samples.beginnings([english, chinese], 100) == ["Once upon a time there was a", "从前有一只小兔子名叫"]
+    assert samples.beginnings(["Emma", "x", "  "], 100) == ["Em", "x"]  # half of a short text; a letter at least
+    assert samples.beginnings([english], 11) == ["Once upon a"]
+    many = [f"Story {i} begins with a number, as others do." for i in range(90)]
+    assert samples.beginnings([many[0], *many], 100) == [f"Story {i} begins with a" for i in (0, 30, 60)]
+    with pytest.raises(UserError, match=r"evaluate\.prompts is empty"):
+        samples.beginnings([" \n", ""], 100)
 
 
 def test_overlap_of_texts_never_seen_is_short(work: Path) -> None:
