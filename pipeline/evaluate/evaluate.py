@@ -51,7 +51,7 @@ def evaluate(
     for prompt in prompts:
         generator.check(prompt)  # one that cannot be continued is refused now, not minutes later
     window = Window(params.train.block_size, config.stride)
-    lossy = reports["tokenize"].get("round_trip", 1.0) != 1.0
+    lossy = not reports["tokenize"].get("tokenizer", {}).get("lossless", True)
     if lossy:
         console.warn(f"no bits per byte: {_LOSSY}")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import yaml
 from click.testing import Result
@@ -17,10 +18,11 @@ from pipeline.errors import UserError
 from pipeline.evaluate import evaluate, token_set
 from pipeline.model.build import MoEGPT
 from pipeline.params import Params
+from pipeline.tokenize.tokenizer import build as build_tokenizer
 from pipeline.tokens.store import TokenStore
 from stages.evaluate import app
 
-REPORTS = {"download": {"entropy_bits_per_byte": 0.25}, "tokenize": {"round_trip": 1.0}}
+REPORTS = {"download": {"entropy_bits_per_byte": 0.25}, "tokenize": {"tokenizer": {"lossless": True}}}
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,26 @@ def test_parts_that_are_switched_off_are_left_out(work: Path, parameters: Params
     )  # fmt: skip
     assert set(figures) == {"val", "routing", "samples"}
     assert "held_out_overlap" not in details["samples"]
+
+
+def test_with_a_tokenizer_that_loses_text_there_are_no_bits_per_byte(
+    work: Path, parameters: Params, tmp_path: Path
+) -> None:
+    """By the report as the tokenize stage writes it."""
+    lower = tokenizers.Tokenizer.from_file(str(work / "data/tokenizer/tokenizer.json"))
+    lower.normalizer = tokenizers.normalizers.Lowercase()
+    lower.save(str(tmp_path / "tokenizer.json"))
+    lossy = parameters.tokenizer.model_copy(
+        update={"kind": "pretrained", "vocab_size": None, "path": str(tmp_path / "tokenizer.json")}
+    )
+    report = {"tokenizer": build_tokenizer(lossy, work / "data/clean", tmp_path / "out")}
+    off = {"train_sample_tokens": 0, "baseline_bytes": 0, "memorisation_bytes": 0, "temperatures": [0.0]}
+    figures, _ = evaluate.evaluate(
+        parameters.model_copy(update={"evaluate": parameters.evaluate.model_copy(update=off)}),
+        work / "models/litgpt", work / "data/tokens", work / "data/clean", {"download": {}, "tokenize": report},
+    )  # fmt: skip
+    assert "the tokenizer loses text" in figures["not_comparable"]
+    assert "bits_per_byte" not in figures["val"]
 
 
 def test_the_sample_of_train_is_whole_documents_spread_over_it(work: Path) -> None:
