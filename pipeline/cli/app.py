@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.generate.sampling import Sampling
 
 PARAMS = typer.Option("--params", help="Parameters to read.")
+_GENTLER = 10  # times that learning rates are divided by to go on from a trained model
 
 
 class _InWords(TyperGroup):
@@ -189,6 +190,7 @@ def import_(
     into: Annotated[Path, typer.Option(help="litgpt checkpoint folder to write.")] = Path("models/imported"),
 ) -> None:
     """Turn a Hugging Face folder into a litgpt checkpoint to continue from (train.initial_checkpoint)."""
+    from pipeline import params
     from pipeline.export import card
     from pipeline.huggingface import folder as huggingface
 
@@ -196,6 +198,12 @@ def import_(
     model = huggingface.from_huggingface(folder, into)
     console.say(f"import: wrote {into}: {model.n_layer} layers of {model.n_embd}, {model.n_expert} experts")
     settings = huggingface.to_continue(model, into)
+    if Path("params.yaml").exists():  # rates that train from scratch undo what the model knows
+        optimizer = params.load().train.optimizer.model_dump()
+        rates = {key: value / _GENTLER for key, value in optimizer.items() if key.endswith("lr")}
+        settings += [f"train.optimizer.{key}={value:g}" for key, value in rates.items()]
+    else:
+        console.warn(f"no params.yaml here: also set train.optimizer.lr to a {_GENTLER}th of what trains from scratch")
     if "tokenizer=pretrained" not in settings:
         console.warn(f"{folder} has no tokenizer; name the model's own: -S tokenizer=pretrained -S tokenizer.path=…")
     console.say("continue with: uv run dvc exp run " + " ".join(f"-S {shlex.quote(s)}" for s in settings))
@@ -230,12 +238,25 @@ def plan(params_file: Annotated[Path, PARAMS] = Path("params.yaml")) -> None:
 @app.command()
 def compose(
     overrides: Annotated[list[str] | None, typer.Argument(help="As after -S: GROUP=NAME or KEY=VALUE.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit code 1 where params.yaml differs.")
+    ] = False,
 ) -> None:
     """Write params.yaml from configs/ and these overrides, as `dvc exp run` does."""
     _in_project("configs/config.yaml")
     from pipeline.cli import compose
 
-    compose.compose(Path("params.yaml"), overrides=overrides)
+    if not check:
+        compose.compose(Path("params.yaml"), overrides=overrides)
+    elif differing := compose.differences(overrides=overrides):
+        for line in differing:
+            console.say(f"params.yaml: {line}")
+        console.warn(
+            "`dvc repro` uses params.yaml; `dvc exp run` composes it from configs/ anew. Edit configs/ to match"
+        )
+        raise typer.Exit(1)
+    else:
+        console.say("params.yaml is what configs/ compose")
 
 
 @app.command()
@@ -252,10 +273,14 @@ def use(
 
 @app.command()
 def doctor(
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out torch.compile, which takes half a minute.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Compute with the model's parts too: half a minute.")] = False,
 ) -> None:
-    """Check this machine: packages, device, attention, the expert layer, torch.compile."""
-    from pipeline.cli import doctor as checks
+    """Check this machine and the project: what is well, what to do about what is not. Exit code 1 where one fails."""
+    from pipeline.cli.doctor import examine
 
-    if not checks.report(checks.examine(compile_too=not quick)):
+    failed = False
+    for state, what, words in examine(deep):
+        console.say(f"{state:4}  {what}: {words}")
+        failed |= state == "fail"
+    if failed:
         raise typer.Exit(1)

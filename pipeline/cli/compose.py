@@ -1,10 +1,12 @@
-"""Compose configs/ into params.yaml, as `dvc exp run` does: `moe compose`."""
+"""configs/ composed into params.yaml, as `dvc exp run` does it: `moe compose`."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dvc.utils.hydra import compose_and_dump
 from hydra.errors import HydraException
 
+from pipeline import params
 from pipeline.errors import UserError
 
 
@@ -15,3 +17,22 @@ def compose(output: Path, configs: Path = Path("configs"), overrides: list[str] 
         compose_and_dump(output, folder, None, "config", folder, overrides or [])  # its hydra_plugins/ are found there
     except HydraException as error:
         raise UserError(str(error)) from None
+
+
+def differences(
+    written: Path = Path("params.yaml"), configs: Path = Path("configs"), overrides: list[str] | None = None
+) -> list[str]:
+    """Where a file of parameters is not what `configs` and the overrides compose: "KEY = VALUE, configs/ say VALUE".
+
+    `dvc repro` takes params.yaml as it is; `dvc exp run` composes it anew and so drops these edits. Raises UserError.
+    """
+    with TemporaryDirectory(prefix="moe-compose-") as place:
+        composed = Path(place) / "params.yaml"
+        compose(composed, configs, overrides)
+        ours, theirs = (dict(params.leaves(params.load(path))) for path in (written, composed))
+    missing = "nothing"
+    return [
+        f"{key} = {ours.get(key, missing)!r}, configs/ say {theirs.get(key, missing)!r}"
+        for key in ours | theirs
+        if ours.get(key, missing) != theirs.get(key, missing)
+    ]

@@ -1,8 +1,11 @@
 """The `moe` command at a terminal: what it prints, what it refuses, exit codes."""
 
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from pipeline import hashing, params
+from pipeline.cli import doctor
 from pipeline.cli.app import app
 from pipeline.cli.compose import compose
 from pipeline.cli.terminal import opened
@@ -173,12 +177,15 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_training_goes_on_from_an_imported_model_with_just_what_import_prints(
-    exported: Path, checkpoint: Path, tmp_path: Path
+    exported: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(ROOT)
     code, out, err = moe("import", exported, "--into", tmp_path / "imported")
     assert (code, err) == (0, "")
     command = shlex.split(out.strip().splitlines()[-1].partition("continue with: ")[2])
     assert command[:4] == ["uv", "run", "dvc", "exp"] and set(command[5::2]) == {"-S"}
+    from_scratch = params.load(ROOT / "params.yaml").train.optimizer
+    assert f"train.optimizer.lr={from_scratch.lr / 10:g}" in command
     short = ["train.device=cpu", "train.compile=off", "train.max_tokens=512", "train.optimizer.lr=1e-12"]
     short += ["train.optimizer.weight_decay=0", "train.schedule.min_lr_fraction=0"]
     compose(tmp_path / "params.yaml", ROOT / "configs", [*command[6::2], *short])
@@ -276,3 +283,100 @@ def test_push_refuses_in_words_with_exit_code_2(
     code, out, err = moe("push", "--folder", exported, *arguments)
     assert (code, out) == (2, "")
     assert words in err
+
+
+# --- anywhere, interrupted, the machine -------------------------------------------------------------------------------
+
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
+
+
+def test_help_of_every_command_needs_no_project_and_no_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from typer.testing import CliRunner; from pipeline.cli.app import app\n"
+        "for command in sys.argv[1:]:\n"
+        "    result = CliRunner().invoke(app, [command, '--help'])\n"
+        "    assert result.exit_code == 0 and 'Usage' in result.stdout, (command, result.output)\n"
+        "heavy = {'torch', 'litgpt', 'transformers', 'wandb', 'dvc', 'hydra'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    command = [sys.executable, "-c", program, *COMMANDS]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(COMMANDS) >= 9
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [
+        (["mirror"], "no dvc.yaml in "),
+        (["fetch", "model:best"], "no dvc.yaml in "),
+        (["compose"], "no configs/config.yaml in "),
+        (["compose", "--check"], "no configs/config.yaml in "),
+        (["plan"], "params.yaml is not here"),
+    ],
+)
+def test_what_needs_the_project_says_so_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], missing: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = moe(*command)
+    assert (code, out) == (2, "") and missing in err and "project's folder" in err
+
+
+@pytest.mark.parametrize("imported", ["typer", "torch", "json"])
+def test_ctrl_c_while_modules_are_imported_is_a_word_and_130(tmp_path: Path, imported: str) -> None:
+    program = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {imported!r}: raise KeyboardInterrupt\n"
+        "sys.modules.pop('json', None); sys.meta_path.insert(0, Interrupting())\n"
+        "sys.argv = ['moe', 'generate', '--prompt', 'x']\n"
+        "from pipeline.cli.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.endswith("interrupted\n") and "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "generate", "--checkpoint", str(checkpoint), "--device", "cpu"]
+    command += ["--prompt", "One", "--prompt", "Two", "--max-new-tokens", "5"]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None and running.stderr is not None
+    running.stdout.close()
+    said = running.stderr.read()
+    assert running.wait() == 1 and "Traceback" not in said and "Exception" not in said
+
+
+def test_compose_check_names_what_dvc_exp_run_would_drop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    assert moe("compose")[0] == 0
+    assert moe("compose", "--check")[:2] == (0, "params.yaml is what configs/ compose\n")
+    written = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(written.replace("n_layer: 4", "n_layer: 5"), encoding="utf-8")
+    code, out, err = moe("compose", "--check")
+    assert (code, out) == (1, "params.yaml: model.n_layer = 5, configs/ say 4\n") and "dvc exp run" in err
+    assert "n_layer: 5" in Path("params.yaml").read_text(encoding="utf-8")
+    assert moe("compose", "--check", "model.n_layer=5")[0] == 0
+
+
+def test_doctor_says_what_is_well_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = {what: (state, words) for state, what, words in doctor.examine(deep=False)}
+    assert list(found) == [what for what, _ in doctor._LIGHT]
+    assert {found[what][0] for what in ("python", "packages", "project", "device")} == {"ok"}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {}")
+    (tmp_path / "params.yaml").write_text("train: 3")
+    code, out, _ = moe("doctor")
+    assert code == 1 and "fail  project: params.yaml:" in out
+    assert "warn  configs: no configs/config.yaml here" in out
+
+
+def test_doctor_computes_with_the_models_parts() -> None:
+    for what, check in doctor._DEEP[:2]:  # torch.compile takes half a minute
+        assert "right to" in check() or "equals litgpt's" in check(), what
