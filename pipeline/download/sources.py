@@ -46,7 +46,7 @@ def download(params: Download, into: Path) -> dict[str, Any]:
 
     Raises UserError for a source that is not there, is damaged or holds no document.
     """
-    with SOURCES[params.source](params, into.parent) as source, written_whole(into) as folder:
+    with written_whole(into) as folder, SOURCES[params.source](params, into.parent) as source:
         files = source.files()
         written = _write(_bounded(files, params), folder, params.max_documents)
         if not written["documents"]:
@@ -106,31 +106,26 @@ def _bounded(files: list[File], params: Download) -> Iterator[Document]:
     both = any(file.split != "val" for file in files)
     whole = _Room(params.max_documents, params.max_bytes)
     val = _Room(_tenth(params.max_documents), _tenth(params.max_bytes))
-    val_is_full = False
     for file in files:
-        if val_is_full and file.split == "val":
+        if file.split == "val" and val.full:
             continue
         file.entry |= {"split": file.split, "documents": 0, "text_bytes": 0}
         for document, size in _sampled(file.documents(), params):
             is_val = both and document.split == "val"
-            if is_val:
-                val_is_full = val_is_full or (val.documents > 0 and not val.takes(size))
-                if val_is_full and file.split == "val":
+            val.full |= is_val and val.documents > 0 and not val.takes(size)
+            if is_val and val.full:
+                if file.split == "val":
                     break
-                if val_is_full:
-                    continue
+                continue
             if not whole.takes(size):
                 if whole.documents == val.documents:
                     raise UserError(_no_room(whole, val, size, file.name))
                 return
-            whole.add(size)
-            if is_val:
-                val.add(size)
+            for room in (whole, val) if is_val else (whole,):
+                room.documents, room.bytes = room.documents + 1, room.bytes + size
             file.entry["documents"] += 1
             file.entry["text_bytes"] += size
             yield document
-            if whole.documents == whole.max_documents and not is_val:
-                return
 
 
 @dataclass
@@ -141,13 +136,11 @@ class _Room:
     max_bytes: int | None
     documents: int = 0
     bytes: int = 0
+    full: bool = False
 
     def takes(self, size: int) -> bool:
         fits = self.max_bytes is None or self.bytes + size <= self.max_bytes
         return fits and (self.max_documents is None or self.documents < self.max_documents)
-
-    def add(self, size: int) -> None:
-        self.documents, self.bytes = self.documents + 1, self.bytes + size
 
 
 def _tenth(bound: int | None) -> int | None:

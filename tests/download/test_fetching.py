@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,15 @@ def test_a_whole_file_that_could_not_be_read_is_kept_only_while_the_server_has_t
             fetch(f"{site.url}/a.jsonl", tmp_path / "raw")
         site.files["a.jsonl"] = as_jsonl(STORIES[:9])  # the publisher repairs it
         assert fetch(f"{site.url}/a.jsonl", tmp_path / "raw") == STORIES[:9]
+
+
+def test_two_downloads_at_once_do_not_mix(tmp_path: Path) -> None:
+    data = as_jsonl(STORIES * 400)
+    with serving({"a.jsonl": data}) as site, ThreadPoolExecutor() as pool:
+        runs = [pool.submit(fetch, f"{site.url}/a.jsonl", tmp_path / "raw") for _ in range(4)]
+        errors = [str(run.exception()) for run in runs if run.exception()]
+    assert len(errors) < 4 and all("another process is writing" in error for error in errors), errors
+    assert texts(tmp_path / "raw") == STORIES * 400 and not (tmp_path / ".downloads").exists()
 
 
 def test_the_manifest_names_the_version(tmp_path: Path) -> None:
