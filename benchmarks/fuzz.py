@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated
+from zipfile import ZIP_BZIP2, ZIP_DEFLATED, ZIP_LZMA, ZIP_STORED
 
 import typer
 import zstandard
@@ -69,6 +70,8 @@ def mutations(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
     kinds = [(form, packing) for form in whole for packing in _PACKED]
     for number in range(count):
         form, packing = kinds[number % len(kinds)]
+        whole[".parquet"] = as_parquet(STORIES, compression=draw.choice(("none", "snappy", "zstd", "gzip", "brotli")))
+        whole[".zip"] = as_zip(members, draw.choice((ZIP_STORED, ZIP_DEFLATED, ZIP_BZIP2, ZIP_LZMA)))
         pack, other = _PACKED[packing], whole[draw.choice(list(whole))]
         first = draw.random() < 0.5
         data = pack(_mutated(whole[form], other, draw) if first else whole[form])

@@ -5,6 +5,7 @@ for name, stream in members(".tar", unpacked(packed, ".gz")): ...
 
 import gzip
 import io
+import stat
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -13,13 +14,15 @@ from typing import IO, Any, cast
 
 import zstandard
 
-from pipeline.documents.decoding import CHUNK
+from pipeline.documents.decoding import CHUNK, peekable
 from pipeline.errors import UserError
 
 
 def unpacked(stream: IO[bytes], packing: str) -> IO[bytes]:
     """packing: '.gz', '.zst' or '' for none."""
     if packing == ".gz":
+        if not peekable(stream).peek(1):
+            raise EOFError("not even gzip's header is there")
         return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
     return io.BufferedReader(_Zstd(stream), CHUNK) if packing == ".zst" else stream
 
@@ -46,6 +49,8 @@ def _zip(stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
         for member in found:
             if member.flag_bits & 1:
                 raise UserError(f"{member.filename} is encrypted; unpack the archive and give the folder")
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise _link(member.filename)
             if not member.is_dir():
                 yield member.filename, archive.open(member)
 
@@ -56,9 +61,13 @@ def _tar(stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore  # or it would keep them all
             if member.issym() or member.islnk():
-                raise UserError(f"{member.name} is a link; links in an archive are refused")
+                raise _link(member.name)
             if (inner := archive.extractfile(member) if member.isfile() else None) is not None:
                 yield member.name, inner
+
+
+def _link(name: str) -> UserError:
+    return UserError(f"{name} is a link; links in an archive are refused: unpack it and give the folder")
 
 
 class _Member(tarfile.TarInfo):

@@ -27,6 +27,8 @@ _PAGES = {
     b"version https://git-lfs.github.com/": "a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
     b"<!doctype html": "an HTML page; check where the file came from, or take the text out of the page",
     b"<html": "an HTML page; check where the file came from, or take the text out of the page",
+    b"<!-- saved from": "an HTML page; take the text out of it",
+    b"from: <saved by": "an HTML page; take the text out of it",
     b"<?xml": "XML; take the text out of it",
 }
 _OTHERS = {
@@ -74,7 +76,7 @@ def decoded(stream: IO[bytes]) -> Iterator[str]:
         if "\0" in text:
             line += text.count("\n", 0, text.index("\0"))
             raise UserError(f"line {line}: a NUL, which text does not hold; {_advice(block, 0)}")
-        if seen <= CHUNK and len(_CONTROLS.findall(text)) > len(text) // 100:
+        if seen <= CHUNK and _is_binary(text):
             raise UserError("more than 1 in 100 characters are control characters: it is not text")
         line += text.count("\n")
         if text:
@@ -82,6 +84,10 @@ def decoded(stream: IO[bytes]) -> Iterator[str]:
         if not block:
             return
         block = stream.read(CHUNK)
+
+
+def _is_binary(text: str) -> bool:
+    return len(_CONTROLS.findall(text)) > len(text) // 100
 
 
 def _advice(block: bytes, bad: int) -> str:
@@ -93,12 +99,14 @@ def _advice(block: bytes, bad: int) -> str:
     start = max(0, bad - 4096) & ~3
     found = from_bytes(block[start : start + 8192], cp_isolation=_USUAL)
     names = {}
-    for match in list(found)[:3]:
+    for match in list(found)[:2]:
         encoding = "cp1252" if "cp1252" in match.could_be_from_charset else match.encoding
         text = str(match)
+        if _is_binary(text):
+            continue
         shown = re.search(r"[^\n]{0,12}[^\x00-\x7f][^\n]{0,12}", text) or re.match(r"[^\n]{0,24}", text)
         names[encoding.upper().replace("UTF_16_", "UTF-16").replace("_", "-")] = repr(shown[0] if shown else text)
     if not names:
-        return "no usual encoding gives text: it is another kind of file, or damaged"
+        return "no usual encoding gives text: it is binary, or damaged"
     maybe = ", or ".join(f"{name} (then it reads {text})" for name, text in names.items())
     return f"it may be {maybe}; convert it: `iconv -f {next(iter(names))} -t UTF-8`"

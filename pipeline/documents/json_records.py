@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.documents import splitting
 from pipeline.errors import UserError
 
-_GAP = re.compile(r"[\s,]*")
+_GAP = re.compile(r"[\s,\ufeff]*")  # a byte order mark as well: files may have been joined
 _CUT = len("-Infinity")  # the longest token but a string: an error this near to the end may be a cut
 
 
@@ -27,6 +27,8 @@ def records(chunks: Iterable[str]) -> Iterator[tuple[str, Any]]:
         if chunk and len(buffer) < wanted:
             continue
         wanted = 0
+        if buffer.isspace():  # however much there is
+            line, buffer = line + buffer.count("\n"), ""
         while (start := _GAP.match(buffer, position).end()) < len(buffer):  # type: ignore[union-attr]
             line += buffer.count("\n", position, start)
             position = start
@@ -45,8 +47,10 @@ def records(chunks: Iterable[str]) -> Iterator[tuple[str, Any]]:
                     raise UserError(f"{place}: longer than {bound}, or it has no end: {shown}") from None
                 wanted = min(2 * (len(buffer) - start), splitting.MAX_DOCUMENT_CHARS + 1)
                 break
-            except (ValueError, RecursionError) as error:  # a number of too many digits, too many brackets
-                raise UserError(f"{place}: JSON that cannot be read ({error})") from None
+            except RecursionError:
+                raise UserError(f"{place}: JSON that cannot be read: its brackets are nested too deeply") from None
+            except ValueError:
+                raise UserError(f"{place}: JSON that cannot be read: a number has thousands of digits") from None
             line += buffer.count("\n", start, position)
             number += 1
             yield place, record

@@ -261,7 +261,7 @@ class Reader:
 def _fields(record: Any) -> str:
     """What there is instead, in words."""
     if not isinstance(record, dict):
-        return f"a {type(record).__name__}"
+        return json.dumps(record)[:60]
     known = ", ".join(record) or "none"
     listed = next((name for name, value in record.items() if isinstance(value, list)), None)
     return f"{known}; if the records are in {listed!r}, take them out: `jq -c '.{listed}[]'`" if listed else known

@@ -26,7 +26,7 @@ _SENTENCE_ENDS = tuple(".!?…\"'”’»。！？」』")
 _PARAGRAPH_BYTES = 100  # a line of this length was not broken to fit a page
 _ALIKE = 8  # the longest documents, but for a tenth, have at most this times the length of the shortest
 _FEW = 5  # too few documents to compare
-_LONG_GAP = 64
+_LONG_GAP = re.compile(r"\n\s{64,}\n")
 _SHORT = 2**18  # a sample of so many characters is the whole file
 _RARE = 50  # a mark that comes once in more documents than this is mentioned, not set
 
@@ -51,7 +51,10 @@ def split(chunks: Iterable[str], how: str, separator: str) -> Iterator[str]:
     Raises UserError for a document of more than MAX_DOCUMENT_CHARS characters.
     """
     marked = how.startswith("separator")
-    found = _pieces(from_first_text(chunks), _boundary(how, separator))
+    chunks = from_first_text(chunks)
+    if how in BOUNDARIES and how != "whole":
+        chunks = (_LONG_GAP.sub("\n\n\n", chunk) for chunk in chunks)
+    found = _pieces(chunks, _boundary(how, separator))
     for number, piece in enumerate(found):
         document = piece.strip("\n")
         if document and not document.isspace():
@@ -64,8 +67,10 @@ def from_first_text(chunks: Iterable[str]) -> Iterator[str]:
     """The chunks without the blank lines that they begin with, however many."""
     start, chunks = "", iter(chunks)
     for chunk in chunks:
-        start = re.sub(r"\A\s*\n", "", start + chunk)
-        if start and not start.isspace():
+        text = (start + chunk).lstrip()
+        blank = (start + chunk).removesuffix(text)
+        start = blank[blank.rfind("\n") + 1 :][-_SHORT:] + text
+        if text:
             break
     return itertools.chain([start], chunks)
 
@@ -94,7 +99,7 @@ def _by_layout(sample: str) -> Guess:
     lines = lines[:-1] if len(lines) > 2 else lines  # the last one may be cut
     filled = [line for line in lines if line.strip()]
     if len(filled) < 2:
-        return _guess(sample, "whole", "it is one line")
+        return _guess(sample, "lines" if len(sample) > _SHORT and filled else "whole", "it is one line")
     lone = [a for a, b in pairwise(lines) if re.search(BOUNDARIES["lone_newlines"], f"{a[-1:]}\n{b[:1]}")]
     gaps = sum(1 for a, b in pairwise(lines) if a.strip() and not b.strip())
     ended = sum(line.rstrip().endswith(_SENTENCE_ENDS) for line in lone) >= 0.8 * max(1, len(lone))
@@ -123,10 +128,11 @@ def _guess(sample: str, how: str, why: str, separator: str = "") -> Guess:
     first = next(split([sample], how, separator), "")
     tenth = len(lengths) // 10
     sure = len(lengths) < _FEW or lengths[-1 - tenth] <= _ALIKE * lengths[tenth]
-    look = (
-        f"{len(lengths):,} documents in its first {len(sample):,} characters, of {lengths[0]:,} to {lengths[-1]:,}, "
-        f"median {median(lengths):,.0f}; the first begins {first[:60]!r}"
+    look = f"{len(lengths):,} documents" if len(lengths) > 1 else "one document"
+    look += (
+        f" in its first {len(sample):,} characters, of {lengths[0]:,} to {lengths[-1]:,}, median {median(lengths):,.0f}"
     )
+    look += f"; the first begins {first[:60]!r}"
     return Guess(how, why, look, sure)
 
 
@@ -156,8 +162,6 @@ def _pieces(chunks: Iterable[str], boundary: re.Pattern[str]) -> Iterator[str]:
         rest, start = rest + (chunk or ""), 0
         for found in boundary.finditer(rest):
             if chunk is not None and found.end() == len(rest):  # it may go on in the next chunk
-                if len(found[0]) > _LONG_GAP and found[0].isspace():
-                    rest = rest[: found.start()] + "\n\n\n"  # as good a boundary
                 break
             yield rest[start : found.start()]
             start = found.end()

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import stat
 import tarfile
 import zipfile
 from collections import Counter
@@ -45,9 +46,10 @@ def as_json(documents: list[str]) -> bytes:
     return json.dumps([{"text": text} for text in documents], indent=1).encode()
 
 
-def as_parquet(documents: list[str], column: str = "text") -> bytes:
+def as_parquet(documents: list[str], column: str = "text", compression: str = "snappy") -> bytes:
     out = io.BytesIO()
-    pq.write_table(pa.table({"id": list(range(len(documents))), column: documents}), out, row_group_size=7)
+    table = pa.table({"id": list(range(len(documents))), column: documents})
+    pq.write_table(table, out, row_group_size=7, compression=compression)
     return out.getvalue()
 
 
@@ -65,11 +67,13 @@ def as_tar(files: dict[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-def as_zip(files: dict[str, bytes]) -> bytes:
+def as_zip(files: dict[str, bytes], packing: int = zipfile.ZIP_STORED, links: tuple[str, ...] = ()) -> bytes:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
+    with zipfile.ZipFile(out, "w", packing) as archive:
         for name, data in files.items():
-            archive.writestr(name, data)
+            member = zipfile.ZipInfo(name)
+            member.external_attr = (stat.S_IFLNK if name in links else stat.S_IFREG) << 16
+            archive.writestr(member, data, packing)
     return out.getvalue()
 
 
