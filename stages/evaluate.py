@@ -18,9 +18,9 @@ def main(
 ) -> None:
     """Measure the trained model on the whole val set and beside baselines; write the report."""
     with stage("evaluate", params) as job:
-        from pipeline.evaluate import evaluate, report
+        from pipeline.evaluate import evaluate, reports
 
-        stages = report.read_stages(REPORTS)
+        stages = reports.read(REPORTS)
         figures, details = evaluate.evaluate(job.params, CHECKPOINT, TOKENS, CLEAN, stages)
         of_run = {"model": job.params.export.name, "experiment": os.environ.get("DVC_EXP_NAME"), "commit": git_commit()}
         evaluate.present(details, stages, of_run, REPORTS)

@@ -17,6 +17,7 @@ from pipeline import console
 from pipeline.errors import UserError
 from pipeline.evaluate import baselines, harness, metrics, plots, previous, report, routing, samples, token_set
 from pipeline.evaluate.memorisation import Index
+from pipeline.evaluate.reports import at, read_curve
 from pipeline.evaluate.scoring import Scores, Window, score
 from pipeline.evaluate.token_set import TokenSet
 from pipeline.files import written_whole
@@ -28,13 +29,13 @@ from pipeline.params import Evaluate, Params
 from pipeline.tokens import tokenizer as vocabulary
 
 _HELD_OUT = 40  # val documents whose overlap with the training text is what the samples' overlap is compared with
-_LOSSY = "the tokenizer loses text (round_trip in reports/tokenize.json), so its tokens do not stand for all bytes"
+_LOSSY = "the tokenizer loses text (lossless: false in reports/tokenize.json), so its tokens do not stand for all bytes"
 
 
 def evaluate(
     params: Params, checkpoint: Path, tokens: Path, clean: Path, reports: dict[str, dict[str, Any]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measure the model of a checkpoint folder. `reports`: of the stages before, as `report.read_stages` gives them.
+    """Measure the model of a checkpoint folder. `reports`: of the stages before, as `reports.read` gives them.
 
     With a tokenizer that loses text there are no bits per byte: `figures["not_comparable"]` says why.
     Raises UserError for folders that do not hold what they should, prompts that cannot be encoded, tasks that cannot
@@ -51,7 +52,7 @@ def evaluate(
     for prompt in prompts:
         generator.check(prompt)  # one that cannot be continued is refused now, not minutes later
     window = Window(params.train.block_size, config.stride)
-    lossy = not reports["tokenize"].get("tokenizer", {}).get("lossless", True)
+    lossy = at(reports, "tokenize", "tokenizer", "lossless") is False
     if lossy:
         console.warn(f"no bits per byte: {_LOSSY}")
 
@@ -78,7 +79,7 @@ def evaluate(
     if lossy:
         figures["not_comparable"] = _LOSSY
     else:
-        entropy = reports["download"].get("entropy_bits_per_byte")
+        entropy = at(reports, "download", "entropy_bits_per_byte")
         if isinstance(entropy, float):
             gap = summary["bits_per_byte"] - entropy
             figures["generator"] = {"entropy_bits_per_byte": entropy, "gap_bits_per_byte": gap}
@@ -140,7 +141,7 @@ def present(
     """
     written = reports / "plots" / "evaluate"
     before = previous.recorded(written / "details.json")
-    curve = report.read_curve(reports / "plots" / "train")
+    curve = read_curve(reports / "plots" / "train")
     with written_whole(written) as partial_folder:
         pictures = plots.draw(details, curve, partial_folder)
         text = json.dumps(details, indent=1, ensure_ascii=False) + "\n"

@@ -33,14 +33,15 @@ def draw(details: dict[str, Any], curve: Curve, into: Path) -> dict[str, str]:
     into.mkdir(parents=True, exist_ok=True)
     svgs: dict[str, str] = {}
     with style():
-        for name, picture in PICTURES.items():
+        for name, (title, picture) in PICTURES.items():
             if (drawn := picture({**details, "curve": curve})) is None:
                 continue
             figure, rows = drawn
+            svgs[name] = _svg(figure)
+            figure.suptitle(title, fontsize=11)  # the report has captions of its own
             save(figure, into / f"{name}.png")
             if rows:
                 pa.csv.write_csv(pa.Table.from_pylist(rows), into / f"{name}.csv")
-            svgs[name] = _svg(figure)
     return svgs
 
 
@@ -121,13 +122,13 @@ def _heat(details: dict[str, Any], name: str, values: np.ndarray, what: str, col
     return figure, [{"layer": layers[y], what: columns[x], name: float(v)} for (y, x), v in np.ndenumerate(values)]
 
 
-PICTURES: dict[str, Callable[[dict[str, Any]], Drawn | None]] = {
-    "curve": _curve,
-    "by_position": _by_position,
-    "by_length": _by_length,
-    "calibration": _calibration,
-    "experts": _experts,
-    "agreement": _agreement,
+PICTURES: dict[str, tuple[str, Callable[[dict[str, Any]], Drawn | None]]] = {
+    "curve": ("Loss while training", _curve),
+    "by_position": ("Loss by context", _by_position),
+    "by_length": ("Loss by length of the document", _by_length),
+    "calibration": ("Calibration", _calibration),
+    "experts": ("Load of each expert over an even share", _experts),
+    "agreement": ("Agreement between layers", _agreement),
 }
 
 

@@ -1,14 +1,12 @@
 """reports/report.html: one page, whole in itself, that shows an evaluation to a person on a phone or a desk.
 
-    write(Path("reports/report.html"), Evaluation(details, read_stages(reports), before), pictures)
+    write(Path("reports/report.html"), Evaluation(details, reports.read(Path("reports")), before, run), pictures)
 
 `details` from evaluate.evaluate, `pictures` from plots.draw, `before` the details of the run it is compared with.
 Nothing is fetched: style and pictures are in the page. What it shows, and in which order, is in sections.py; each
 section has its own template in templates/.
 """
 
-import csv
-import json
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -17,44 +15,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline.errors import UserError
-from pipeline.evaluate.plots import Curve
 from pipeline.evaluate.sections import SECTIONS, Evaluation
 from pipeline.files import written_whole
-
-
-def read_stages(reports: Path) -> dict[str, dict[str, Any]]:
-    """What download, clean, tokenize and train reported; {} for a stage whose report is not there.
-
-    Raises UserError for a report that is damaged.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for name in ("download", "clean", "tokenize", "train"):
-        path = reports / f"{name}.json"
-        try:
-            found[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); run: dvc repro -f {name}") from None
-        if not isinstance(found[name], dict):
-            raise UserError(f"{path} holds no JSON object; run: dvc repro -f {name}")
-    return found
-
-
-def read_curve(folder: Path) -> Curve:
-    """The points (tokens, loss) of the training run's CSVs: what reports/plots/train holds, in a fixed order."""
-    found: Curve = {}
-    for name, file, column in (("train", "loss.csv", "lm_loss"), ("validation", "val_loss.csv", "val_loss")):
-        path = folder / file
-        if not path.is_file():
-            continue
-        try:
-            with path.open(newline="", encoding="utf-8") as opened:
-                points = [(float(row["tokens"]), float(row[column])) for row in csv.DictReader(opened)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error!r}); run: dvc repro -f train") from None
-        if points:
-            found[name] = points
-    return found
 
 
 def write(into: Path, evaluation: Evaluation, pictures: dict[str, str]) -> None:

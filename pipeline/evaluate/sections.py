@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline import console
 from pipeline.evaluate import previous
+from pipeline.evaluate.reports import at
 
 _BASELINES = {
     "unigram": "unigrams",
@@ -25,7 +26,7 @@ class Evaluation:
     """What a report is made of."""
 
     details: dict[str, Any]  # from evaluate.evaluate; details["figures"] are the numbers of reports/evaluate.json
-    stages: dict[str, dict[str, Any]]  # what the stages before reported, from report.read_stages
+    stages: dict[str, dict[str, Any]]  # what the stages before reported, from reports.read
     before: dict[str, Any] | None  # the details of the run before, from previous.recorded
     run: dict[str, str | None]  # model, experiment and commit, as far as known
 
@@ -38,45 +39,45 @@ class Evaluation:
 def summary(evaluation: Evaluation) -> dict[str, Any]:
     """The headline numbers, and which run they are of."""
     optional = {name: evaluation.figures.get(name) for name in ("train_sample", "generator", "not_comparable")}
-    run = evaluation.run | {"trained": evaluation.stages["train"].get("finished")}
+    run = evaluation.run | {"trained": at(evaluation.stages, "train", "finished")}
     return {"run": {name: value for name, value in run.items() if value}, "val": evaluation.figures["val"], **optional}
 
 
 def training(evaluation: Evaluation) -> dict[str, Any]:
     """Headed lists of name and value: the data, the model, how it was trained; what no report has is left out."""
-    download, clean, tokenize, train = (evaluation.stages[n] for n in ("download", "clean", "tokenize", "train"))
+    stages = evaluation.stages
     model, wanted = evaluation.details["params"]["model"], evaluation.details["params"]["train"]
-    parameters, optimizer = train.get("parameters"), wanted["optimizer"]
+    optimizer = wanted["optimizer"]
     experts = "none (dense)"
     if model["n_expert"] and model["dense_baseline"] == "none":
         experts = f"{model['n_expert']} per layer, {model['n_expert_per_token']} for each token"
     facts = {
         "Data": {
-            "source": _shown("{}", download.get("description")),
-            "licence": _shown("{}", download.get("licence")),
-            "documents": _shown("{:,}", download.get("documents")),
-            "kept by cleaning": _shown("{:,}", clean.get("documents_out")),
-            "train": _tokens_of(tokenize.get("train")),
-            "val": _tokens_of(tokenize.get("val")),
+            "source": _shown("{}", at(stages, "download", "description")),
+            "licence": _shown("{}", at(stages, "download", "licence")),
+            "documents": _shown("{:,}", at(stages, "download", "documents")),
+            "kept by cleaning": _shown("{:,}", at(stages, "clean", "documents_out")),
+            "train": _tokens_of(at(stages, "tokenize", "train")),
+            "val": _tokens_of(at(stages, "tokenize", "val")),
         },
         "Model": {
-            "parameters": _shown("{[total]:,}", parameters),
-            "active for a token": _shown("{[active]:,}", parameters),
+            "parameters": _shown("{:,}", at(stages, "train", "parameters", "total")),
+            "active for a token": _shown("{:,}", at(stages, "train", "parameters", "active")),
             "layers × width": f"{model['n_layer']} × {model['n_embd']}",
             "heads": f"{model['n_head']}, {model['n_query_groups']} for keys and values",
             "experts": experts,
-            "vocabulary": _shown("{:,}", tokenize.get("vocab_size")),
+            "vocabulary": _shown("{:,}", at(stages, "tokenize", "vocab_size")),
             "context": f"{model['block_size']:,} tokens",
         },
         "Training": {
-            "tokens": _shown("{:,}", train.get("tokens")),
-            "epochs": _shown("{:.2f}", train.get("epochs")),
-            "steps": _shown("{:,}", train.get("steps")),
+            "tokens": _shown("{:,}", at(stages, "train", "tokens")),
+            "epochs": _shown("{:.2f}", at(stages, "train", "epochs")),
+            "steps": _shown("{:,}", at(stages, "train", "steps")),
             "tokens per step": f"{wanted['global_batch_size'] * wanted['block_size']:,}",
             "optimizer": f"{optimizer['name']}, peak rate {optimizer['lr']:g}, {wanted['schedule']['name']}",
-            "time": _shown("{}", train.get("seconds"), convert=console.duration),
-            "speed": _shown("{:,.0f} tokens/s", train.get("tokens_per_second")),
-            "on": _shown("{} × {}, {}", train.get("devices"), train.get("device"), train.get("precision")),
+            "time": _shown("{}", at(stages, "train", "seconds"), convert=console.duration),
+            "speed": _shown("{:,.0f} tokens/s", at(stages, "train", "tokens_per_second")),
+            "on": _shown("{} × {}, {}", *(at(stages, "train", key) for key in ("devices", "device", "precision"))),
         },
     }
     return {"facts": {head: {k: v for k, v in rows.items() if v is not None} for head, rows in facts.items()}}

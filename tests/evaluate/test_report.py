@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from markupsafe import Markup
 
-from pipeline.evaluate import evaluate, plots, previous, report, sections
+from pipeline.evaluate import evaluate, plots, previous, report, reports, sections
 from pipeline.evaluate.report import Evaluation
 from pipeline.params import Params
 from tests.evaluate import browser
@@ -124,7 +124,7 @@ def test_it_shows_data_model_training_and_what_changed(page: Path) -> None:
 def test_without_earlier_reports_it_says_so(details: dict[str, Any], tmp_path: Path) -> None:
     pictures = plots.draw(details, {}, tmp_path / "plots")
     assert "curve" not in pictures
-    report.write(tmp_path / "report.html", Evaluation(details, report.read_stages(tmp_path), None, {}), pictures)
+    report.write(tmp_path / "report.html", Evaluation(details, reports.read(tmp_path), None, {}), pictures)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "nothing to compare" in text
     assert "Learning" not in text
@@ -213,5 +213,5 @@ def test_prompt_and_overlap_are_marked_and_the_rest_is_escaped() -> None:
 def test_the_curve_is_read_from_the_csvs_of_training(tmp_path: Path) -> None:
     (tmp_path / "loss.csv").write_text("step,tokens,loss,lm_loss,lr\n1,100,5.0,4.5,0.1\n2,200,4.0,3.5,0.1\n", "utf-8")
     (tmp_path / "val_loss.csv").write_text("step,tokens,val_loss\n2,200,3.9\n", encoding="utf-8")
-    assert report.read_curve(tmp_path) == {"train": [(100, 4.5), (200, 3.5)], "validation": [(200, 3.9)]}
-    assert report.read_curve(tmp_path / "none") == {}
+    assert reports.read_curve(tmp_path) == {"train": [(100, 4.5), (200, 3.5)], "validation": [(200, 3.9)]}
+    assert reports.read_curve(tmp_path / "none") == {}
