@@ -136,12 +136,12 @@ def _print(preset: str, steps: int, place: Path, results: dict[str, dict[str, An
 
     from pipeline import params
     from pipeline.model import build
-    from pipeline.train import hardware, launch
+    from pipeline.train import launch, plan
 
     parameters = params.load(place / "params.yaml")
     device = torch.device(launch.device_of(parameters.train))
-    peak, origin = hardware.peak_flops(device, parameters.train.precision)
-    measured = hardware.gemm_flops(device, torch.float32 if device.type == "cpu" else torch.bfloat16, seconds=2.0)
+    peak, origin = plan.peak_flops(device, parameters.train.precision)
+    measured = plan.gemm_flops(device, torch.float32 if device.type == "cpu" else torch.bfloat16, seconds=2.0)
     rows = parameters.model.vocab_size or 0
     count = build.count(parameters.model, rows)
     flops = count.flops_per_token(parameters.train.block_size)

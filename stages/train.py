@@ -5,18 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import console, params
+from pipeline import console
+from pipeline import params as parameters
 from pipeline.errors import UserError
-from pipeline.stage import CHECKPOINT, REPORTS, RUNS, TOKENIZER, TOKENS, stage
-from pipeline.train.identity import rank, resume_key
-from pipeline.train.interruption import Interrupted
+from pipeline.stage import CHECKPOINT, PLOTS, REPORTS, RUNS, TOKENIZER, TOKENS, stage
+from pipeline.train.process import Interrupted, rank
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command(help=__doc__)
 def main(
-    params_file: Annotated[Path, typer.Option(help="Parameters of the run.")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Option(help="Parameters of the run.")] = Path("params.yaml"),
     resume: Annotated[
         str,
         typer.Option(
@@ -25,17 +25,13 @@ def main(
         ),
     ] = "auto",
 ) -> None:
-    places: dict[str, Any] = {
-        "runs": RUNS,
-        "live": REPORTS / "live",
-        "plots": REPORTS / "plots" / "train",
-        "resume": resume,
-    }
+    places: dict[str, Any] = {"runs": RUNS, "live": REPORTS / "live", "plots": PLOTS / "train", "resume": resume}
     if rank():  # another process of the same run: it computes, rank 0 reports
-        from pipeline.train import loop
-
         try:
-            loop.train(params.load(params_file), TOKENS, TOKENIZER, CHECKPOINT, **places)
+            loaded = parameters.load(params)
+            from pipeline.train import loop
+
+            loop.train(loaded, TOKENS, TOKENIZER, CHECKPOINT, **places)
         except Interrupted:  # no failure: rank 0 gives the exit code, if it is not killed for one of ours
             return
         except UserError as error:
@@ -45,20 +41,40 @@ def main(
             console.fail(f"train, rank {rank()}: {error!r}")
             raise
         return
-    key = resume_key(params_file, TOKENS, TOKENIZER) if resume == "auto" else None
-    with stage("train", params_file, resume_key=key) as job:
-        from pipeline.train import loop  # after the parameters were found to be good: it takes seconds
+    key = _fingerprint(params) if resume == "auto" else None
+    with stage("train", params, resume_key=key) as job:
+        from pipeline.huggingface.verify import (
+            verify_exportable,
+        )  # imports take seconds, and the parameters are good now
+        from pipeline.train import loop
 
+        def exportable(vocab_size: int) -> None:
+            console.say(f"train: {verify_exportable(job.params.model, vocab_size)}")
+
+        places |= {"run": job.run, "before": exportable, "check": job.inputs.refuse_changes}
         try:
-            report = loop.train(job.params, TOKENS, TOKENIZER, CHECKPOINT, run=job.run, **places)
+            report = loop.train(job.params, TOKENS, TOKENIZER, CHECKPOINT, **places)
         except Interrupted as interrupted:
             console.warn(f"train: {interrupted}")
             raise typer.Exit(interrupted.exit_code) from None
         loss = f"val loss {report['val_loss']:.3f} after {report['tokens']:,} tokens"
-        speed = f"{report['tokens_per_second']:,.0f} tokens/s over {console.duration(report['seconds'])}"
+        speed = f"{report['tokens_per_second']:,.0f} tokens/s"
+        if report["resumed_from"]:
+            speed += f" ({console.duration(report['seconds'])} of training in all sessions); this one"
         metrics = {name: report[name] for name in ("val_loss", "tokens", "tokens_per_second")}
         metrics |= {"parameters": report["parameters"]["total"], "active_parameters": report["parameters"]["active"]}
         job.finish(report, wrote=[CHECKPOINT], summary=f"{loss}, {speed}", metrics=metrics)
+
+
+def _fingerprint(params: Path) -> str | None:
+    """By which W&B goes on with a run's curves; None where the stage cannot run (it then says why)."""
+    try:
+        loaded = parameters.load(params)
+        from pipeline.train import resume
+
+        return resume.fingerprint(resume.identity(loaded, TOKENS, TOKENIZER))
+    except (UserError, OSError):
+        return None
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ are what litgpt reads; moe.yaml keeps params.Model and the vocabulary, which say
 
 import dataclasses
 import pickle
+import re
 import shutil
 import struct
 import zipfile
@@ -176,21 +177,42 @@ def _rope_scaling(adjust: dict[str, Any]) -> RopeScaling:
     return RopeScaling(original_block_size=adjust["original_max_seq_len"], **rest)
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, mmap: bool = True) -> Any:
+    """What torch.save wrote to `path`: tensors and plain values, on the CPU. Nothing in the file is executed.
+
+    Raises UserError for anything else, without torch's hint to load it unsafely.
+    """
     try:
         with path.open("rb") as file:
             begin = file.read(2)
         if begin and begin != b"PK":  # torch has written zip files since 1.6; what came before is a bare pickle
             raise UserError(f"{path} is no checkpoint that torch >= 1.6 writes (a zip file); it is not opened")
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; a litgpt checkpoint folder has {WEIGHTS} and {CONFIG}") from None
+        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} holds more than tensors, or is no checkpoint; it is not opened ({reason})") from None
-    except (RuntimeError, EOFError, ValueError, OSError, zipfile.BadZipFile) as error:
+        names = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        what = f"it names {names[1]}" if names else "its pickle holds what no state dict does"
+        raise UserError(f"{path} holds more than tensors, or is no checkpoint; it is not opened ({what})") from None
+    except FileNotFoundError:
+        raise
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OSError,
+        zipfile.BadZipFile,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged ({reason}); write the checkpoint anew, or take another") from None
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = read_tensors(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; a litgpt checkpoint folder has {WEIGHTS} and {CONFIG}") from None
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]  # litgpt's trainer wraps it
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):

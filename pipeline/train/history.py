@@ -1,63 +1,59 @@
 """The metrics of a run as it goes: CSVs beside the checkpoints, DVCLive's files, W&B; rewound when a run resumes.
 
-history = History(folder, live_folder, run, first_step=0)
-history.add(step, tokens, {"loss": 3.2, "lr": 1e-3})
+history = History(folder, live_folder, run, moe_layers=[1, 2], first_step=0)
+history.add({"step": 20, "tokens": 20480, "loss": 3.2, "lr": 1e-3}, routing)
 """
 
 import csv
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dvclive import Live
 
-from pipeline import tracking
+from pipeline import plotting, tracking
 from pipeline.files import written_whole
 from pipeline.model.routing import RoutingStats
 
 COLUMNS = (
     *("step", "tokens", "seconds", "loss", "val_loss", "lm_loss", "balance_loss", "z_loss", "lr", "grad_norm"),
-    *(
-        "tokens_per_second",
-        "mfu",
-        "load_entropy",
-        "max_violation",
-        "dead_experts",
-        "router_confidence",
-        "non_finite_steps",
-    ),
+    *("tokens_per_second", "mfu", "load_entropy", "max_violation", "dead_experts", "router_confidence"),
+    "non_finite_steps",
 )
 OF_LAYER = ("load_entropy", "max_violation", "dead_experts", "router_entropy", "confidence")
 
 
 class History:
-    """metrics.csv (a row a reading) and experts.csv (a row a reading and MoE layer), and whoever watches.
+    """metrics.csv (a row a log) and experts.csv (a row a log and MoE layer, numbered from 1), and whoever watches.
 
-    `tokens_per_expert` in experts.csv: visits since the reading before, one number an expert, a space between.
+    `tokens_per_expert` in experts.csv: assignments since the row before, one number an expert, a space between.
     They lie outside of DVC's outputs, which DVC removes before a stage runs again.
     """
 
-    def __init__(self, folder: Path, live: Path, run: tracking.Run | None, first_step: int) -> None:
+    def __init__(
+        self, folder: Path, live: Path, run: tracking.Run | None, moe_layers: list[int], first_step: int
+    ) -> None:
         """Go on after `first_step`: what a killed run wrote beyond it is dropped, the rest is shown again."""
-        self._run = run
+        self._run, self.moe_layers = run, moe_layers
         self._metrics = _Table(folder / "metrics.csv", COLUMNS, first_step)
         self._experts = _Table(folder / "experts.csv", ("step", "layer", *OF_LAYER, "tokens_per_expert"), first_step)
         self.rows = self._metrics.rows
-        live.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(live, ignore_errors=True)  # of another run, which plots would show as this one's
         # Neither a dvc.yaml of its own nor an experiment: the stage's dvc.yaml says what is plotted.
         self._live = Live(dir=os.fspath(live), dvcyaml=False, save_dvc_exp=False)
         for row in self.rows:
             self._show({k: float(v) for k, v in row.items() if v != ""})
 
     def add(self, row: dict[str, float], layers: list[RoutingStats]) -> None:
-        """A reading: some of COLUMNS, `step` and `tokens` among them, and each MoE layer's routing."""
+        """Some of COLUMNS, `step` and `tokens` among them, and each MoE layer's routing."""
         self._metrics.add(row)
         of_layers: dict[str, float] = {}
-        for i, layer in enumerate(layers):
+        for i, layer in zip(self.moe_layers, layers, strict=False):
             numbers = {name: float(getattr(layer, name)) for name in OF_LAYER}
-            visits = " ".join(map(str, layer.tokens_per_expert))
-            self._experts.add({"step": row["step"], "layer": i, **numbers, "tokens_per_expert": visits})
+            assigned = " ".join(map(str, layer.tokens_per_expert))
+            self._experts.add({"step": row["step"], "layer": i, **numbers, "tokens_per_expert": assigned})
             of_layers |= {f"layer_{i}/{name}": value for name, value in numbers.items()}
         self._show(row)
         self._live.make_summary()  # not sync(): it reads all the history again each time
@@ -71,10 +67,9 @@ class History:
             if name != "step":
                 self._live.log_metric(name, value)
 
-    def column(self, name: str) -> tuple[list[float], list[float]]:
-        """Tokens and values of one column where it has any."""
-        have = [row for row in self.rows if row[name] != ""]
-        return [float(row["tokens"]) for row in have], [float(row[name]) for row in have]
+    def column(self, name: str) -> list[tuple[int, int, float]]:
+        """(step, tokens, value) of one column where it has any."""
+        return [(int(row["step"]), int(row["tokens"]), float(row[name])) for row in self.rows if row[name] != ""]
 
     def close(self) -> None:
         self._metrics.close()
@@ -87,7 +82,7 @@ class _Table:
 
     def __init__(self, path: Path, columns: tuple[str, ...], last_step: int) -> None:
         self._columns = columns
-        self.rows = [row for row in _read(path) if int(row["step"]) <= last_step]
+        self.rows = [row for row in _read(path, columns) if int(row["step"]) <= last_step]
         with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
@@ -104,39 +99,39 @@ class _Table:
         self._file.close()
 
 
-def _read(path: Path) -> Iterator[dict[str, Any]]:
+def _read(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file):
-            if None not in row.values() and (row["step"] or "").isdigit():  # a kill may have cut the last line
+            # A kill may have cut the last line.
+            if tuple(row) == columns and None not in row.values() and row["step"].isdigit():
                 yield row
 
 
 def plots_of(history: History, layers: list[list[int]], into: Path) -> None:
-    """loss.csv and loss.png, and experts.png: the share of the load of each expert in each MoE layer."""
-    from matplotlib.figure import Figure
+    """loss_train.csv, loss_val.csv and loss.png; experts.png: the share of the load of each expert in each MoE layer.
 
-    with written_whole(into) as partial:
+    One series a file: DVC draws an empty cell as a zero.
+    """
+    train, val = history.column("lm_loss"), history.column("val_loss")
+    with written_whole(into) as partial, plotting.style():
         partial.mkdir()
-        with (partial / "loss.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(
-                file, ["step", "tokens", "loss", "lm_loss", "val_loss", "lr"], extrasaction="ignore"
-            )
-            writer.writeheader()
-            writer.writerows(history.rows)
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.add_subplot(xlabel="tokens", ylabel="loss, nats per token")
-        axes.plot(*history.column("lm_loss"), label="train", linewidth=1)
-        axes.plot(*history.column("val_loss"), label="val", marker="o", markersize=3)
-        axes.grid(alpha=0.3)
+        for name, rows in (("train", train), ("val", val)):
+            with (partial / f"loss_{name}.csv").open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("step", "tokens", f"{name}_loss"), *rows])
+        figure, axes = plotting.new(7, 4, title="Loss", xlabel="tokens", ylabel="loss, nats per token")
+        axes.plot([at for _, at, _ in train], [y for *_, y in train], label="train", color=plotting.FIRST, linewidth=1)
+        axes.plot([at for _, at, _ in val], [y for *_, y in val], label="val", color=plotting.SECOND, marker="o")
         axes.legend()
-        figure.savefig(partial / "loss.png", dpi=120)
+        plotting.save(figure, partial / "loss.png")
         if layers:
-            figure = Figure(figsize=(1.5 + 0.5 * len(layers[0]), 1.5 + 0.4 * len(layers)), layout="constrained")
-            axes = figure.add_subplot(xlabel="expert", ylabel="MoE layer", title="share of visits (even: 1.0)")
+            width, height = 1.8 + 0.5 * len(layers[0]), 1.5 + 0.4 * len(layers)
+            title = "Load of each expert (even: 1.0)"
+            figure, axes = plotting.new(width, height, title=title, xlabel="expert", ylabel="layer")
             shares = [[count * len(row) / max(1, sum(row)) for count in row] for row in layers]
             figure.colorbar(axes.imshow(shares, aspect="auto", vmin=0, vmax=2, cmap="viridis"))
-            axes.set_xticks(range(len(layers[0])))
-            axes.set_yticks(range(len(layers)))
-            figure.savefig(partial / "experts.png", dpi=120)
+            axes.grid(visible=False)
+            axes.set_xticks(range(len(layers[0])), [str(i + 1) for i in range(len(layers[0]))])
+            axes.set_yticks(range(len(layers)), [str(i) for i in history.moe_layers])
+            plotting.save(figure, partial / "experts.png")

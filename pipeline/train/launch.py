@@ -1,7 +1,16 @@
-"""Where training runs: device, precision and strategy out of params, and the processes that Fabric starts for them."""
+"""Where training runs: device, precision and strategy out of params; its processes, their start and their end.
+
+device = device_of(train)
+with explained(train): fabric = started(train, device)      # also its loop: another process that ends becomes words
+"""
 
 import os
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from subprocess import Popen
 from typing import Any, TypeVar
 
 import torch
@@ -9,13 +18,20 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
-from torch import Tensor, nn
+from lightning.fabric.strategies.launchers import subprocess_script
+from torch import Tensor
+from torch.distributed import DistError, distributed_c10d
 
+from pipeline import console
 from pipeline.errors import UserError
 from pipeline.model.device import resolve
 from pipeline.params import Train
+from pipeline.train.optimizers import OPTIMIZERS
+from pipeline.train.process import rank
 
 T = TypeVar("T")
+_GRACE = 20.0  # seconds in which a process may notice by itself that another of its run is gone
+_CHECKPOINT_STAYS = "The last checkpoint stays: the same command goes on from it"
 
 
 def device_of(train: Train) -> str:
@@ -32,13 +48,13 @@ def device_of(train: Train) -> str:
         raise UserError(f"train.precision = {train.precision!r}; {here}, allowed there: 32-true")
     if device == "cuda" and train.precision.startswith("bf16") and not torch.cuda.is_bf16_supported(False):
         raise UserError(f"train.precision = {train.precision!r}, but this GPU has no bfloat16; take 16-mixed")
-    if device != "cuda" and train.optimizer.name == "adamw8bit":
-        raise UserError(f"train.optimizer.name = 'adamw8bit' needs CUDA; {here}: take adamw")
+    if refusal := OPTIMIZERS[train.optimizer.name].refusal(train.optimizer.name, device, train.strategy):
+        raise UserError(f"train.{refusal} ({here})")
     return device
 
 
 def fabric_for(train: Train, device: str) -> Fabric:
-    """Fabric with the strategy of params. `launch()` on it starts the other processes, unless torchrun or Slurm did.
+    """Fabric with the strategy of params; `started` launches it.
 
     Raises UserError, on every rank alike, where those started another number of processes than params ask for.
     bf16-true: the weights are made in bfloat16, so nothing is left for Fabric to convert (it would take the rotary
@@ -50,10 +66,16 @@ def fabric_for(train: Train, device: str) -> Fabric:
         precision = {"plugins": [MixedPrecision("16-mixed", device, torch.amp.GradScaler(device, enabled=False))]}
     strategy: Any = "auto"
     if train.devices * train.num_nodes > 1:
-        strategy = DDPStrategy(start_method="popen", gradient_as_bucket_view=True, broadcast_buffers=False)
+        # For processes to find each other. A person or a queue starts those of several nodes.
+        wait = timedelta(minutes=1 if train.num_nodes == 1 else 10)
+        strategy = DDPStrategy(
+            start_method="popen", timeout=wait, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
         if train.strategy == "fsdp":
+            from pipeline.train.wrap import shard  # which takes what rank 0 finds from here
+
             world = train.devices * train.num_nodes
-            strategy = ModelParallelStrategy(_shard, data_parallel_size=world, tensor_parallel_size=1)
+            strategy = ModelParallelStrategy(shard, world, tensor_parallel_size=1, timeout=wait)
     return Fabric(accelerator=device, devices=train.devices, num_nodes=train.num_nodes, strategy=strategy, **precision)
 
 
@@ -78,6 +100,58 @@ def _refuse_another_world(train: Train) -> None:
     )
 
 
+def started(train: Train, device: str) -> Fabric:
+    """Fabric, launched: it starts the other processes, unless torchrun or Slurm did, and all find each other."""
+    fabric = fabric_for(train, device)
+    if rank():
+        parent = os.getppid()
+        _watch("the process that started this one", lambda: os.getppid() != parent, [])
+    # Fabric's own watch kills this process without a word.
+    subprocess_script._launch_process_observer = lambda children: _watch(
+        "another process of this run", lambda: any(child.poll() for child in children), children
+    )
+    fabric.launch()
+    if torch.distributed.is_initialized():  # from here on ranks wait for one that writes a checkpoint to a slow disk
+        distributed_c10d._set_pg_timeout(timedelta(minutes=30))
+    return fabric
+
+
+def _watch(what: str, is_gone: Callable[[], bool], children: list[Popen[bytes]]) -> None:
+    """End this process and its children where another is gone: gloo notices by itself, NCCL waits for half an hour."""
+
+    def watch() -> None:
+        while not is_gone():
+            time.sleep(1)
+        time.sleep(_GRACE)
+        console.fail(f"train, rank {rank()}: {what} has ended. {_CHECKPOINT_STAYS}")
+        for child in children:
+            child.kill()
+        os._exit(2)
+
+    threading.Thread(target=watch, daemon=True, name="watch of the other processes").start()
+
+
+@contextmanager
+def explained(train: Train) -> Iterator[None]:
+    """Turn the end of another process of this run, or of one that reads tokens, into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "DataLoader worker" in text:
+            raise UserError(
+                f"a process that reads tokens has ended ({text.splitlines()[0]}); it may have run out of memory: "
+                f"lower train.num_workers (now {train.num_workers}). {_CHECKPOINT_STAYS}"
+            ) from None
+        lost = isinstance(error, DistError) or "gloo" in text or "NCCL" in text or "Connection " in text
+        if train.devices * train.num_nodes > 1 and lost:
+            raise UserError(
+                "another process of this run has ended or cannot be reached; if it left a message, that says why. "
+                f"{_CHECKPOINT_STAYS}"
+            ) from None
+        raise
+
+
 def from_rank_zero(fabric: Fabric, find: Callable[[], T]) -> T:
     """What rank 0 finds, on every rank. Where that is a UserError, the others leave too, and leave the words to it."""
     found: Any = None
@@ -93,17 +167,6 @@ def from_rank_zero(fabric: Fabric, find: Callable[[], T]) -> T:
         raise SystemExit(0)
     result: T = found
     return result
-
-
-def _shard(module: nn.Module, mesh: Any) -> Any:
-    """FSDP2: each transformer block gathers its weights when it runs; the rest is gathered at the root."""
-    from litgpt.model import Block
-    from torch.distributed.fsdp import fully_shard
-
-    for block in [m for m in module.modules() if isinstance(m, Block)]:
-        fully_shard(block, mesh=mesh["data_parallel"])
-    fully_shard(module, mesh=mesh["data_parallel"])  # in place
-    return module
 
 
 def reduced(fabric: Fabric, tensor: Tensor, how: str) -> Tensor:

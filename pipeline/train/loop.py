@@ -3,9 +3,10 @@
 report = train(params, tokens, tokenizer, into, runs=Path("checkpoints"), live=…, plots=…, run=None, resume="auto")
 """
 
+import os
 import random
-import shutil
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,16 @@ from lightning.fabric import Fabric
 
 from pipeline import console, tracking
 from pipeline.errors import UserError
-from pipeline.huggingface.verify import verify_exportable
 from pipeline.model import build, checkpoint_folder
+from pipeline.model.layout import moe_layers
 from pipeline.params import Params
-from pipeline.train import checkpoint, data, hardware, initial, launch, memory, optim, plan, resumption
-from pipeline.train.compiling import Compiling
+from pipeline.train import data, launch, optimizers, plan
+from pipeline.train import resume as resumption
 from pipeline.train.gate import Gate
 from pipeline.train.history import History, plots_of
-from pipeline.train.interruption import Interrupted, Interruption
-from pipeline.train.recompute import recompute_blocks
-from pipeline.train.step import Objective, Reading, Step
-from pipeline.train.stopping import Stopping
+from pipeline.train.process import Interrupted, Interruption, Stopping
+from pipeline.train.step import Objective, Step, StepMetrics
+from pipeline.train.wrap import Compiling, recompute_blocks
 
 _SHARE_OF_PEAK = {"cpu": 0.35, "cuda": 0.3, "mps": 0.25}  # for the estimate before anything was measured
 
@@ -42,41 +42,42 @@ def train(
     plots: Path | None,
     run: tracking.Run | None = None,
     resume: str = "auto",
+    before: Callable[[int], None] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Train as `params` say and write `into`, a litgpt checkpoint folder; return the report (empty but on rank 0).
 
     resume: auto (the newest whole checkpoint of the same run, if any), never, or the path of a checkpoint.
-    Raises UserError before anything is written where params, data and machine do not fit, and later where the loss
-    stays not finite, memory runs out or the routing gate fails; Interrupted after SIGINT or SIGTERM.
+    before: called on rank 0 before a new run begins, with the vocabulary size; check: on rank 0 after each checkpoint. A UserError of theirs ends
+    training. Raises UserError before anything is written where params, data and machine do not fit, and later where the
+    loss stays not finite, memory runs out or the routing gate fails; Interrupted after SIGINT or SIGTERM.
     """
     device = launch.device_of(params.train)
     planned = plan.make(params, tokens, tokenizer)
-    fabric = launch.fabric_for(params.train, device)
-    fabric.launch()
+    with launch.explained(params.train):
+        fabric = launch.started(params.train, device)
 
-    def find() -> resumption.Beginning:
-        plan.remarks(planned, params)
-        begin = resumption.find(params, tokens, tokenizer, runs, resume)
-        if begin.checkpoint is None:
-            console.say(f"train: {verify_exportable(params.model, planned.vocab_size)}")
-        return begin
+        def find() -> resumption.Beginning:
+            plan.remarks(planned, params)
+            begin = resumption.find(params, planned, tokens, tokenizer, runs, resume)
+            if begin.checkpoint is None and before is not None:
+                before(planned.vocab_size)
+            return begin
 
-    built = build.resolved(
-        params.model, planned.vocab_size
-    )  # of a dense baseline, not of the model that it is compared with
-    sizes = (built, params.train, planned.count.total, planned.vocab_size, fabric.device)
-    try:
-        begin = launch.from_rank_zero(fabric, find)
-        with memory.explained(*sizes), Interruption() as interruption:
-            trainer = _Trainer(params, planned, fabric, begin, interruption)
-            return trainer.run(into, tokenizer, live, plots, run)
-    except Interrupted:  # the others were interrupted alike, and leave by themselves
-        raise
-    except BaseException:
-        launch.end_children(fabric)
-        raise
-    finally:
-        launch.leave_group()
+        built = build.resolved(params.model, planned.vocab_size)  # of a dense baseline, not what it is compared with
+        sizes = (built, params.train, planned.count.total, planned.vocab_size, fabric.device)
+        try:
+            begin = launch.from_rank_zero(fabric, find)
+            with plan.explained(*sizes), Interruption() as interruption:
+                trainer = _Trainer(params, planned, fabric, begin, interruption, check)
+                return trainer.run(into, tokenizer, live, plots, run)
+        except Interrupted:  # the others were interrupted alike, and leave by themselves
+            raise
+        except BaseException:
+            launch.end_children(fabric)
+            raise
+        finally:
+            launch.leave_group()
 
 
 class _Trainer:
@@ -89,35 +90,35 @@ class _Trainer:
         fabric: Fabric,
         begin: resumption.Beginning,
         interruption: Interruption,
+        check: Callable[[], None] | None,
     ) -> None:
         self.params, self.plan, self.fabric, self.begin = params, planned, fabric, begin
-        self.config, self.interruption = params.train, interruption
+        self.config, self.interruption, self.check = params.train, interruption, check
         random.seed(self.config.seed)
         np.random.seed(self.config.seed % 2**32)
         torch.manual_seed(self.config.seed)
         self.gpt = self._model()
         self.objective = Objective(self.gpt, self.config, planned.eos_id)
         self.module = fabric.setup_module(self.objective)
-        self.optimizers = optim.build(self.objective, self.config.optimizer, fabric.device)
+        self.optimizers = optimizers.build(self.objective, self.config.optimizer, fabric.device)
         self.step = Step(fabric, self.module, self.optimizers, self.config)
-        self.gate = Gate(self.config.routing_gate, planned.total_steps)
+        self.moe_layers = [i + 1 for i in moe_layers(self.gpt.params)]
+        self.gate = Gate(self.config.routing_gate, planned.total_steps, self.moe_layers)
         self.done, self.non_finite_steps, self._elapsed = 0, 0, 0.0
-        self.looked = -1  # the step of the last look at val
+        self.validated = -1  # the step of the last validation
         self.last: dict[str, float] = {}  # the latest of each metric
-        compiled = self._restore() if begin.checkpoint else None
+        compiled = self._restore(begin.checkpoint) if begin.checkpoint else None
         self.first = self.done
         work = planned.total_steps * planned.tokens_per_step * planned.flops_per_token / fabric.world_size
         self.compiling = Compiling(self.gpt, self.config.compile, fabric, work, compiled)
         self._resumed_at: float | None = None  # while the loop runs
-
-    # --- what is trained ----------------------------------------------------------------------------------------------
 
     def _model(self) -> build.MoEGPT:
         config, model, device = self.config, self.params.model, self.fabric.device
         dtype = torch.bfloat16 if config.precision == "bf16-true" else None
         gpt = build.build(model, self.plan.vocab_size, seed=config.seed, device=device, dtype=dtype)
         if config.initial_checkpoint and self.begin.checkpoint is None:
-            initial.take_weights(gpt, Path(config.initial_checkpoint))
+            resumption.take_weights(gpt, Path(config.initial_checkpoint))
         if config.activation_checkpointing:
             recompute_blocks(gpt)
         return gpt
@@ -128,9 +129,9 @@ class _Trainer:
         """Train to the end, or to that of this session; save the model, return the report."""
         self.history: History | None = None
         if self.fabric.is_global_zero:
-            checkpoint.forget_after(self.begin.folder, self.done, self.begin.checkpoint)
-            self.history = History(self.begin.folder, live, tracker, self.done)
-        self.peak, self.peak_origin = hardware.peak_flops(self.fabric.device, self.config.precision)
+            resumption.forget_after(self.begin.folder, self.done, self.begin.checkpoint)
+            self.history = History(self.begin.folder, live, tracker, self.moe_layers, self.done)
+        self.peak, self.peak_origin = plan.peak_flops(self.fabric.device, self.config.precision)
         self._announce()
         reason = self._steps()
         if not self._is_saved():
@@ -146,52 +147,54 @@ class _Trainer:
         if tracker is not None and loads:
             tracker.log_heatmap("expert load", loads, tokens=self._tokens(), x="expert", y="MoE layer")
         self.history.close()
-        self._forget_finished_runs()
+        resumption.forget_other_finished_runs(self.begin.folder)
         if not self._is_finished():
             console.warn(
-                f"train: train.max_minutes = {self.config.max_minutes:g} were over after step {self.done} of "
-                f"{self.plan.total_steps}; for as long again from there: dvc repro --force --single-item train"
+                f"train: stopped by train.max_minutes = {self.config.max_minutes:g} after step {self.done} of "
+                f"{self.plan.total_steps}; to go on for as long again: dvc repro --force --single-item train"
             )
         return self._report(reason, routing)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def _steps(self) -> str:
-        """Train until a bound is met; say which. What was trained last is logged and looked at when it ends."""
+        """Train until a bound is met; say which. What was trained last is logged and validated when it ends."""
         config, total, fabric = self.config, self.plan.total_steps, self.fabric
         pin = fabric.device.type == "cuda"
         stopping = Stopping(fabric, self.interruption, config.max_minutes)
         reason = self.plan.bound if self._is_finished() else None
         left = (total - self.done) * self.plan.tokens_per_step
-        self._resumed_at = self._window_begun = time.perf_counter()
+        self._resumed_at = self._logged_at = time.perf_counter()
         self._paused = 0.0
         self.module.train()
         batches = data.batches(self.plan.samples, config, self.done, fabric.global_rank, fabric.world_size, pin)
         with closing(batches), console.progress("train", left, "tokens") as advance:
             while reason is None:
-                lr = optim.set_learning_rates(self.optimizers, config.schedule, self.done, total)
+                lr = optimizers.set_learning_rates(self.optimizers, config.schedule, self.done, total)
                 self.step(self.done, batches)
                 self.done += 1
                 self.compiling.after_step(total - self.done)
-                stop = stopping.after_step()
+                signal, time_is_over = stopping.after_step()
                 if self._is_finished():
                     reason = self.plan.bound
-                elif stop.time_is_over:
+                elif time_is_over:
                     reason = "max_minutes"
-                look = reason is not None or bool(config.eval_every and self.done % config.eval_every == 0)
-                if look or self.done % config.log_every == 0:
-                    self._log(lr, self._pause(self._validate) if look else None)
-                elif fabric.device.type == "cpu":  # where looking costs nothing
-                    self._refuse_non_finite_steps(*self.step.window.non_finite_in_row())
+                validate = reason is not None or bool(config.eval_every and self.done % config.eval_every == 0)
+                if validate or self.done % config.log_every == 0:
+                    self._log(lr, self._pause(self._validate) if validate else None)
+                elif fabric.device.type == "cpu":  # where reading them costs nothing
+                    self._refuse_non_finite_steps(*self.step.metrics.non_finite_in_row())
                 if fabric.is_global_zero:
                     loss = self.last.get("lm_loss")
                     advance(self.plan.tokens_per_step, f"loss {loss:.3f}" if loss is not None else "")
-                if stop.signal:
+                if signal:
                     self._save()
-                    raise Interrupted(stop.signal, self.done, total, self.begin.folder)
+                    raise Interrupted(signal, self.done, total, self.begin.folder)
                 if reason is None and self.done % config.checkpoint_every == 0:
                     self._pause(self._save)
-        if self.looked != self.done:  # a checkpoint that was named is at the end of this run without having seen one
+                    if self.check is not None:
+                        launch.from_rank_zero(fabric, self.check)
+        if self.validated != self.done:  # a checkpoint that was named is at the end of this run without having seen one
             self.last["val_loss"] = self._validate()
         self._elapsed, self._resumed_at = self.elapsed, None
         return reason
@@ -200,7 +203,7 @@ class _Trainer:
         return self.done >= self.plan.total_steps
 
     def _pause(self, work: Any) -> Any:
-        """Do what is no training; it does not count in the window's tokens per second."""
+        """Do what is no training; it does not count in the tokens per second."""
         begun = time.perf_counter()
         result = work()
         self._paused += time.perf_counter() - begun
@@ -208,23 +211,20 @@ class _Trainer:
 
     @torch.no_grad()
     def _validate(self) -> float:
-        """Loss on the val samples that `eval_samples` asks for, nats a token."""
+        """Loss on the val samples that `eval_samples` asks for, nats per token."""
         config, fabric = self.config, self.fabric
-        self.looked = self.done
+        self.validated = self.done
         self.module.eval()
         total: Any = torch.zeros(2, device=fabric.device)
-        for tokens_BS in data.spread(
-            self.plan.val, config.eval_samples, fabric.global_rank, fabric.world_size, config.micro_batch_size
-        ):
+        ranks = (fabric.global_rank, fabric.world_size)
+        for tokens_BS in data.spread(self.plan.val, config.eval_samples, *ranks, config.micro_batch_size):
             loss, _ = self.module(tokens_BS.to(fabric.device))
-            total += torch.stack(
-                [loss.float() * len(tokens_BS), torch.tensor(float(len(tokens_BS)), device=loss.device)]
-            )
+            total += torch.stack([loss.float() * len(tokens_BS), loss.new_tensor(len(tokens_BS), dtype=torch.float32)])
         self.module.train()
         total = launch.reduced(fabric, total, "sum")
         return float(total[0] / total[1])
 
-    # --- what is told -------------------------------------------------------------------------------------------------
+    # --- what is reported ---------------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
         if not self.fabric.is_global_zero:
@@ -246,40 +246,40 @@ class _Trainer:
         )
 
     def _log(self, lr: float, val_loss: float | None) -> None:
-        reading: Reading = self.step.window.read(self.fabric)
-        self._refuse_non_finite_steps(reading.non_finite_in_row, reading.first_non_finite)
-        self.non_finite_steps += reading.non_finite_steps
+        seen: StepMetrics = self.step.metrics.read(self.fabric)
+        self._refuse_non_finite_steps(seen.non_finite_in_row, seen.first_non_finite)
+        self.non_finite_steps += seen.non_finite_steps
         now = time.perf_counter()
-        rate = reading.steps * self.plan.tokens_per_step / max(1e-9, now - self._window_begun - self._paused)
-        self._window_begun, self._paused = now, 0.0
-        weighted = self.config.balance_coef * reading.balance + self.config.z_loss_coef * reading.z
+        rate = seen.steps * self.plan.tokens_per_step / max(1e-9, now - self._logged_at - self._paused)
+        self._logged_at, self._paused = now, 0.0
+        weighted = self.config.balance_coef * seen.balance + self.config.z_loss_coef * seen.z
         metrics: dict[str, float | None] = {
             "step": self.done,
             "tokens": self._tokens(),
             "seconds": round(self.elapsed, 3),
-            "loss": reading.lm + weighted,
+            "loss": seen.lm + weighted,
             "val_loss": val_loss,
-            "lm_loss": reading.lm,
+            "lm_loss": seen.lm,
             "lr": lr,
-            "grad_norm": reading.grad_norm,
+            "grad_norm": seen.grad_norm,
             "tokens_per_second": rate,
             "mfu": rate * self.plan.flops_per_token / (self.peak * self.fabric.world_size),
             "non_finite_steps": self.non_finite_steps,
         }
-        if reading.layers:
+        if seen.layers:
             metrics |= {
-                "balance_loss": reading.balance,
-                "z_loss": reading.z,
-                "load_entropy": min(layer.load_entropy for layer in reading.layers),
-                "max_violation": max(layer.max_violation for layer in reading.layers),
-                "dead_experts": max(layer.dead_experts for layer in reading.layers),
-                "router_confidence": sum(layer.confidence for layer in reading.layers) / len(reading.layers),
+                "balance_loss": seen.balance,
+                "z_loss": seen.z,
+                "load_entropy": min(layer.load_entropy for layer in seen.layers),
+                "max_violation": max(layer.max_violation for layer in seen.layers),
+                "dead_experts": max(layer.dead_experts for layer in seen.layers),
+                "router_confidence": sum(layer.confidence for layer in seen.layers) / len(seen.layers),
             }
         known = {name: value for name, value in metrics.items() if value is not None}
         self.last |= known
         if self.history is not None:
-            self.history.add(known, reading.layers)
-        self.gate.look(self.done, reading.layers)
+            self.history.add(known, seen.layers)
+        self.gate.check(self.done, seen.layers)
 
     def _refuse_non_finite_steps(self, in_row: int, first: int) -> None:
         if in_row <= self.config.max_non_finite_steps:
@@ -336,62 +336,63 @@ class _Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint; every rank must call it."""
-        generators: list[Any] = [None] * self.fabric.world_size
+        generators: list[Any] = [resumption.random_state()]
         if self.fabric.world_size > 1:
-            torch.distributed.all_gather_object(generators, checkpoint.random_state())
-        else:
-            generators = [checkpoint.random_state()]
+            generators = [None] * self.fabric.world_size
+            torch.distributed.all_gather_object(generators, resumption.random_state())
         state = {
-            "model": checkpoint.model_state(self.gpt),
-            "optimizers": [checkpoint.optimizer_state(optimizer) for optimizer in self.optimizers],
+            "model": resumption.model_state(self.gpt),
+            "optimizers": [resumption.optimizer_state(optimizer) for optimizer in self.optimizers],
             "loss_scale": self.step.scale.state() if self.step.scale else None,
             "random": generators,
+            "threads": torch.get_num_threads(),
             "gate": self.gate.state(),
             "last": self.last,
             "non_finite_steps": self.non_finite_steps,
             "compiled": self.compiling.done,
             "elapsed": self.elapsed,
-            "looked": self.looked,
+            "validated": self.validated,
         }
         if self.fabric.is_global_zero:
-            finished = self._is_finished()
-            meta = {"identity": self.begin.identity, "finished": finished}
-            keep = 1 if finished else self.config.keep_checkpoints
-            checkpoint.save(self.begin.folder, self.done, state, meta, keep)
+            keep = 1 if self._is_finished() else self.config.keep_checkpoints
+            resumption.save(self.begin, self.done, self.plan.total_steps, state, keep)
         self.fabric.barrier()
 
-    def _restore(self) -> bool:
+    def _restore(self, checkpoint: resumption.Checkpoint) -> bool:
         """Take up the state of the checkpoint; return whether that run was compiled."""
-        assert self.begin.checkpoint is not None
-        state = self.begin.checkpoint.load()
-        checkpoint.load_model_state(self.gpt, state["model"])
+        state = checkpoint.load()
+        resumption.load_model_state(self.gpt, state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            checkpoint.load_optimizer_state(optimizer, saved)
+            resumption.load_optimizer_state(optimizer, saved)
         if self.step.scale and state["loss_scale"]:
             self.step.scale.load(state["loss_scale"])
         if len(state["random"]) == self.fabric.world_size:
-            checkpoint.load_random_state(state["random"][self.fabric.global_rank])
+            resumption.load_random_state(state["random"][self.fabric.global_rank])
+        self._use_threads(state["threads"])
         self.gate.load(state["gate"])
-        self.done, self.last, self.non_finite_steps = (
-            self.begin.checkpoint.step,
-            state["last"],
-            state["non_finite_steps"],
-        )
-        self._elapsed, self.looked = state["elapsed"], state.get("looked", -1)
+        self.done, self.last, self.non_finite_steps = checkpoint.step, state["last"], state["non_finite_steps"]
+        self._elapsed, self.validated = state["elapsed"], state["validated"]
         return bool(state["compiled"])
+
+    def _use_threads(self, before: int) -> None:
+        """On a CPU, sums of another number of threads have other last digits."""
+        here = torch.get_num_threads()
+        if self.fabric.device.type != "cpu" or before == here:
+            return
+        if before <= (os.cpu_count() or 1):
+            torch.set_num_threads(before)
+            words = f"computing with {before} threads, as before it was stopped (here it would be {here})"
+        else:
+            words = f"it computed with {before} threads before it was stopped, now with {here}: last digits may differ"
+        if self.fabric.is_global_zero:
+            console.say(f"train: {words}")
 
     def _whole_model(self) -> build.MoEGPT:
         """The model with all of its weights in this process (with FSDP each rank has a share); on every rank."""
         if self.config.strategy != "fsdp":
             return self.gpt
-        state = checkpoint.model_state(self.gpt)
+        state = resumption.model_state(self.gpt)
         dtype = next(iter(state.values())).dtype
         gpt = build.materialize(build.on_meta(self.params.model, self.plan.vocab_size, dtype))
-        checkpoint.load_model_state(gpt, state)
+        resumption.load_model_state(gpt, state)
         return gpt
-
-    def _forget_finished_runs(self) -> None:
-        """Keep the last checkpoint of this run, in case that DVC asks for it again, and of no other finished run."""
-        for folder in self.begin.folder.parent.iterdir():
-            if folder != self.begin.folder and folder.is_dir() and checkpoint.is_finished(folder):
-                shutil.rmtree(folder, ignore_errors=True)

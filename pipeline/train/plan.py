@@ -1,19 +1,29 @@
-"""What a run will do, settled before anything is written: vocabulary, steps, size, and what cannot be.
+"""What a run will do and take, settled before anything is written: steps, size, memory, the machine's peak.
 
-plan = make(params, tokens, tokenizer)       # a UserError where data, tokenizer and params do not fit
+planned = make(params, tokens, tokenizer)           # a UserError where data, tokenizer and params do not fit
+memory(params.model, params.train, n_parameters, rows).total            # bytes on one device
+with explained(...): ...                            # out of memory becomes advice with figures
+peak_flops(device, precision)                       # what utilization is measured against
 """
 
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from pipeline import console
 from pipeline.errors import UserError
 from pipeline.model import build
 from pipeline.model.layout import moe_layers
-from pipeline.params import Params
+from pipeline.params import Model, Params, Train
 from pipeline.tokens import tokenizer as vocabulary
 from pipeline.train.data import Samples
+from pipeline.train.optimizers import OPTIMIZERS
 
 _MANY_EPOCHS = 4  # beyond, repeated tokens are worth visibly less (Muennighoff et al. 2023, arXiv 2305.16264)
 
@@ -86,3 +96,182 @@ def remarks(plan: Plan, params: Params) -> None:
         )
     if moe_layers(params.model) and not params.train.balance_coef and params.model.router == "softmax":
         console.warn("train.balance_coef = 0: nothing keeps the experts' load even")
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int  # with the logits, and the copies of weights that matmuls take
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    def __str__(self) -> str:
+        parts = ("weights", "gradients", "optimizer", "activations")
+        return ", ".join(f"{part} {console.size(getattr(self, part))}" for part in parts)
+
+
+def memory(model: Model, train: Train, n_parameters: int, rows: int) -> Memory:
+    """What a step needs at its peak; `rows` of the head. The state is exact, activations an upper bound.
+
+    On a GPU the experts' matmuls are counted as those of cards without grouped GEMM, which take more.
+    """
+    weight = 2 if train.precision == "bf16-true" else 4
+    optimizer = OPTIMIZERS[train.optimizer.name].state_bytes(weight)
+    shards = train.devices * train.num_nodes if train.strategy == "fsdp" else 1
+    share = n_parameters / shards
+    copies = 2 * n_parameters if train.precision.endswith("mixed") else 0  # autocast's, kept for backward
+    activations = copies + _activations(model, train, rows)
+    return Memory(round(share * weight), round(share * weight), round(share * optimizer), activations)
+
+
+def _activations(model: Model, train: Train, rows: int) -> int:
+    """What a forward keeps for its backward, and the logits.
+
+    Per token a layer keeps both norms' inputs and outputs, queries, keys, values, attention's output, and for each
+    assignment to an expert its input, output and four widths (of a dense MLP four widths). With checkpointing it keeps
+    its input, and one layer at a time all.
+    """
+    size = 4 if train.precision == "32-true" else 2
+    tokens = train.micro_batch_size * train.block_size
+    head = model.head_size or model.n_embd // model.n_head
+    attention = 6 * model.n_embd + (2 * model.n_head + 2 * model.n_query_groups) * head
+    moe = set(moe_layers(model))
+    assignments, copies = tokens * model.n_expert_per_token, 0
+    if moe and train.device != "cpu":
+        assignments, copies = _blocks(model, assignments)
+    expert = assignments * (2 * model.n_embd + 4 * model.moe_intermediate_size)
+    expert += tokens * 4 * model.n_shared_expert * model.moe_intermediate_size
+    dense = tokens * 4 * model.intermediate_size
+    layers = [tokens * attention + (expert if i in moe else dense) for i in range(model.n_layer)]
+    inputs = model.n_layer * tokens * model.n_embd
+    kept = sum(layers) if not train.activation_checkpointing else max(layers) + inputs
+    return round((kept + copies) * size) + _head(model, train, rows, tokens, size)
+
+
+def _blocks(model: Model, assignments: int) -> tuple[int, int]:
+    """Assignments with the padding to whole blocks, and elements of the blocks' copies of their experts' weights.
+
+    As pipeline/model/expert_kernels.py lays them out. One layer's copies live at a time: in forward, and gathered again
+    in backward, there beside their gradients.
+    """
+    block = max(16, -(-assignments // (64 * model.n_expert)) * 16)
+    n_blocks = -(-assignments // block) + model.n_expert
+    copy = 3 * model.moe_intermediate_size * model.n_embd
+    return n_blocks * block, 2 * n_blocks * copy
+
+
+def _head(model: Model, train: Train, rows: int, tokens: int, size: int) -> int:
+    """Logits, also in float32 and with their gradient; in chunks, the head's gradient summed in float32 as well."""
+    chunk = min(tokens, train.loss_chunk or tokens)
+    summed = rows * model.n_embd * (4 + size) if chunk < tokens else 0  # and in the head's type, which it is cast to
+    return chunk * rows * (size + 2 * 4) + summed
+
+
+@contextmanager
+def explained(model: Model, train: Train, n_parameters: int, rows: int, device: torch.device) -> Iterator[None]:
+    """Turn running out of memory in the block into a UserError that says what to lower, and what that saves."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_shortage(error):
+            raise
+        raise UserError(advice(model, train, n_parameters, rows, device)) from error
+
+
+def advice(model: Model, train: Train, n_parameters: int, rows: int, device: torch.device) -> str:
+    """What a step needs, and each change that lowers it, the most useful first."""
+    now = memory(model, train, n_parameters, rows)
+    here = ""
+    if device.type == "cuda":
+        here = f" of {console.size(torch.cuda.get_device_properties(device).total_memory)} on {device}"
+    half = max(1, train.micro_batch_size // 2)
+    changes: list[tuple[str, dict[str, Any]]] = [
+        (f"train.micro_batch_size={half}", {"micro_batch_size": half}),
+        ("train.activation_checkpointing=true", {"activation_checkpointing": True}),
+        ("train.loss_chunk=1024", {"loss_chunk": 1024}),
+    ]
+    if device.type == "cuda":
+        changes.append(("train.precision=bf16-true", {"precision": "bf16-true"}))
+    for name, kind in OPTIMIZERS.items():
+        if not kind.refusal(name, device.type, train.strategy):
+            changes.append(
+                (f"train.optimizer.name={name}", {"optimizer": train.optimizer.model_copy(update={"name": name})})
+            )
+    saved = []
+    for words, update in changes:
+        less = now.total - memory(model, train.model_copy(update=update), n_parameters, rows).total
+        if less > 0:
+            saved.append((less, words))
+    lines = [f"  -S {words} saves about {console.size(less)}" for less, words in sorted(saved, reverse=True)]
+    return "\n".join([f"out of memory: a step needs about {console.size(now.total)}{here} ({now}).", *lines])
+
+
+def _is_shortage(error: BaseException) -> bool:
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(each in str(error).lower() for each in words)
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+# Dense TFLOP/s of 16-bit tensor cores with float32 accumulation, from the makers' datasheets (without sparsity).
+# fmt: off
+_DATASHEET: dict[str, float] = {
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "A10G": 70, "A10": 125,
+    "L40S": 362, "L4": 121, "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 4080": 97.5, "RTX 3090": 71, "RTX 3060": 25.6,
+    "V100": 125, "T4": 65,
+}
+# fmt: on
+
+
+def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
+    """FLOP/s that one device can reach in this precision, and how that is known: datasheet or a measured matmul."""
+    if device.type == "cuda" and precision != "32-true":
+        known = _known(torch.cuda.get_device_name(device))
+        if known:
+            return _DATASHEET[known] * 1e12, f"datasheet of {known}"
+    dtype = {"32-true": torch.float32, "16-mixed": torch.float16}.get(precision, torch.bfloat16)
+    return gemm_flops(device, dtype), f"measured matmul in {str(dtype).removeprefix('torch.')}"
+
+
+def _known(name: str) -> str | None:
+    """The entry of the table for a card's name, by whole words: an L40 is no L4, a T400 no T4, a 3080 Ti no 3080."""
+    words = name.replace("-", " ").split()
+    for known in _DATASHEET:
+        wanted = known.split()
+        at = [i for i in range(len(words)) if words[i : i + len(wanted)] == wanted]
+        if at and words[at[0] + len(wanted) : at[0] + len(wanted) + 1] not in (["Ti"], ["SUPER"], ["D"], ["Laptop"]):
+            return known
+    return None
+
+
+def gemm_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """FLOP/s of the fastest of the square matmuls that fit in `seconds`."""
+    n = 1024 if device.type == "cpu" else 4096
+    a = torch.ones(n, n, device=device, dtype=dtype)
+    b = torch.ones(n, n, device=device, dtype=dtype)
+    out = a @ b
+    best, begun = float("inf"), time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        wait(device)
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,12 +1,11 @@
 """One optimizer step: forward and backward over the micro batches, clipping, and leaving out what is not finite.
 
     step = Step(fabric, objective, optimizers, train)      # objective: an Objective that Fabric has set up
-    step(number, lr_batches); step.window.read()           # the window is the only place where the host waits
+    step(number, batches); step.metrics.read()             # reading the metrics is the only wait for the device
 
 Dimensions: B micro batch, S = T + 1 tokens of a sample.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.model.build import MoEGPT, documents
 from pipeline.model.routing import Routing, RoutingStats, RoutingTotals, routing
 from pipeline.params import Train
-from pipeline.train import launch, losses, optim
+from pipeline.train import launch, losses, optimizers
 
 
 def accumulation(train: Train) -> int:
@@ -65,7 +64,8 @@ class Objective(nn.Module):
 class LossScale:
     """Dynamic loss scaling for float16 (Micikevicius et al. 2018), all on the device, so that no step waits for it.
 
-    Halved by a gradient that is not finite, doubled after `_PATIENCE` good steps in a row.
+    Halved by a gradient that is not finite, doubled after `_PATIENCE` good steps in a row. torch.amp.GradScaler does
+    the same, but decides for each optimizer alone and shows its scale by a wait for the device.
     """
 
     _PATIENCE = 2000
@@ -89,63 +89,64 @@ class LossScale:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What happened since the last reading; means over its good steps, and over all ranks where they differ."""
+class StepMetrics:
+    """What happened since the last log; means over its finite steps, and over all ranks where they differ."""
 
     steps: int
     lm: float
     balance: float
     z: float
     grad_norm: float
-    non_finite_steps: int  # left out because something was not finite
-    non_finite_in_row: int  # most of them in a row, also across readings
+    non_finite_steps: int  # left out
+    non_finite_in_row: int  # most of them in a row, also across logs
     first_non_finite: int  # number of the first step of the latest such row; -1: none
     layers: list[RoutingStats]
 
 
-class Window:
+class Accumulator:
     """Adds up steps on the device; `read` is the one wait."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._row = torch.zeros(3, device=device)  # bad in a row now, most, first of the row
+        self._row = torch.zeros(3, device=device)  # non-finite in a row now, most, first of the row
         self._row[2] = -1
         self._routing = RoutingTotals()
         self._clear()
 
     def _clear(self) -> None:
-        self._sums = torch.zeros(6, device=self._device)  # lm, balance, z, norm, good, bad
+        self._sums = torch.zeros(6, device=self._device)  # lm, balance, z, norm, finite, left out
         self._routing.reset()
         self.steps = 0
 
     def add_routing(self, layers: list[Routing]) -> None:
         self._routing.add(layers)
 
-    def add(self, number: int, parts_3: Tensor, norm: Tensor, bad: Tensor, left_out: Tensor) -> None:
+    def add(self, number: int, parts_3: Tensor, norm: Tensor, non_finite: Tensor, left_out: Tensor) -> None:
         good = ~left_out
         row = torch.cat([parts_3, norm[None]])
         row = torch.cat([torch.where(good, row, 0.0), good[None].float(), left_out[None].float()])
         self._sums += row
         now, most, first = self._row.unbind()
-        first = torch.where(bad & (now == 0), number, first)
-        now = torch.where(bad, now + 1, 0.0)
+        first = torch.where(non_finite & (now == 0), number, first)
+        now = torch.where(non_finite, now + 1, 0.0)
         self._row = torch.stack([now, torch.maximum(most, now), first])
         self.steps += 1
 
     def non_finite_in_row(self) -> tuple[int, int]:
-        """How many bad steps stand in a row now, and the first of them; waits for the device."""
+        """How many steps in a row are not finite now, and the first of them; waits for the device."""
         now, _, first = self._row.tolist()
         return int(now), int(first)
 
-    def read(self, fabric: Fabric) -> Reading:
-        """Everything since the last reading; every rank must call it."""
+    def read(self, fabric: Fabric) -> StepMetrics:
+        """Everything since the last call; every rank must call it."""
         sums = launch.reduced(fabric, self._sums, "mean")
-        lm, balance, z, norm, good, bad, _, most, first = torch.cat([sums, self._row]).tolist()
+        lm, balance, z, norm, good, left_out, _, most, first = torch.cat([sums, self._row]).tolist()
         lm, balance, z, norm = (v / good if good else float("nan") for v in (lm, balance, z, norm))
-        reading = Reading(self.steps, lm, balance, z, norm, int(bad), int(most), int(first), self._routing.read())
+        layers = self._routing.read()
+        metrics = StepMetrics(self.steps, lm, balance, z, norm, int(left_out), int(most), int(first), layers)
         self._row[1] = self._row[0]
         self._clear()
-        return reading
+        return metrics
 
 
 class Step:
@@ -155,38 +156,35 @@ class Step:
         self,
         fabric: Fabric,
         module: Any,
-        optimizers: list[torch.optim.Optimizer],
+        chosen: list[torch.optim.Optimizer],
         train: Train,
     ) -> None:
-        self._fabric, self._module, self._optimizers, self._train = fabric, module, optimizers, train
+        self._fabric, self._module, self._optimizers, self._train = fabric, module, chosen, train
         self.objective: Objective = module.module  # beneath Fabric's wrapper and DDP's
         self._parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.scale = LossScale(fabric.device) if train.precision == "16-mixed" else None
-        self.window = Window(fabric.device)
-        self.waited = 0.0  # seconds for data
+        self.metrics = Accumulator(fabric.device)
 
     def __call__(self, number: int, batches: Iterator[Tensor]) -> None:
         """Step `number` (from 0) on the next micro batches; learning rates are set already."""
         fabric, count = self._fabric, accumulation(self._train)
         parts_3 = torch.zeros(3, device=fabric.device)
         for micro in range(count):
-            begun = time.perf_counter()
             tokens_BS = next(batches).to(fabric.device, non_blocking=True)
-            self.waited += time.perf_counter() - begun
             with fabric.no_backward_sync(self._module, enabled=micro < count - 1):
                 total, parts = self._module(tokens_BS)
                 total = total / count
                 fabric.backward(total if self.scale is None else total * self.scale.scale)
-            self.window.add_routing(self.objective.seen)
+            self.metrics.add_routing(self.objective.seen)
             parts_3 += torch.stack([part.detach().float() for part in parts]) / count
         norm, overflow = self._finish_gradients()
-        bad = overflow
+        non_finite = overflow
         if self.scale is not None:  # a scale that was too high is no fault of the run
-            bad = overflow & (self.scale.scale <= 1)
+            non_finite = overflow & (self.scale.scale <= 1)
             self.scale.update(overflow)
-        optim.step_unless(self._optimizers, overflow)
+        optimizers.step_unless(self._optimizers, overflow)
         self.objective.balance.finish(self.objective.gpt, self._train.bias_update_rate)
-        self.window.add(number, parts_3, norm, bad, overflow)
+        self.metrics.add(number, parts_3, norm, non_finite, overflow)
         for parameter in self._parameters:
             parameter.grad = None
 

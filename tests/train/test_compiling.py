@@ -9,8 +9,8 @@ from litgpt.model import Block
 
 from pipeline.errors import UserError
 from pipeline.model import build
-from pipeline.train import compiling
-from pipeline.train.compiling import Compiling
+from pipeline.train import wrap
+from pipeline.train.wrap import Compiling
 from tests.train.small import tiny
 
 
@@ -37,9 +37,9 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Time that tests set, a compiler that is there, and blocks that only note that they were compiled."""
     clock = Clock()
-    monkeypatch.setattr(compiling, "time", clock)
-    monkeypatch.setattr(compiling.hardware, "wait", lambda device: None)
-    monkeypatch.setattr(compiling, "_missing", lambda device: None)
+    monkeypatch.setattr(wrap, "time", clock)
+    monkeypatch.setattr(wrap.plan, "wait", lambda device: None)
+    monkeypatch.setattr(wrap, "_missing", lambda device: None)
     monkeypatch.setattr(Block, "compile", lambda self: setattr(self, "noted", True))
     return clock
 

@@ -16,7 +16,7 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.params import Params
-from pipeline.train import checkpoint, identity, launch
+from pipeline.train import launch, process, resume
 from tests.train.small import ROOT, run, tiny, weights
 
 STEPS = 6
@@ -98,8 +98,8 @@ def test_two_processes_go_on_from_their_checkpoint(children: Any, corpus: Path, 
     first = together(children, corpus, tmp_path, parameters)
     before = weights(tmp_path)
     (folder,) = (tmp_path / "runs").iterdir()
-    saved = checkpoint.newest(folder)
-    assert saved is not None and saved.step == STEPS and first["resumed_from"] is None
+    saved = resume.opened(folder)
+    assert saved.step == STEPS and first["resumed_from"] is None
     longer = tiny(max_steps=STEPS, devices=2, device="auto", strategy=strategy, keep_checkpoints=9, log_every=2)
     again = together(children, corpus, tmp_path, longer)
     assert again["resumed_from"] == STEPS and again["val_loss"] == pytest.approx(first["val_loss"], rel=1e-6)
@@ -205,4 +205,4 @@ def test_one_process_alone_reports(monkeypatch: pytest.MonkeyPatch, environment:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert (identity.rank() == 0) == first
+    assert (process.rank() == 0) == first

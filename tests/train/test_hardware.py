@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.train import hardware
+from pipeline.train import plan
 
 
 @pytest.mark.parametrize(
@@ -29,4 +29,4 @@ from pipeline.train import hardware
     ],
 )
 def test_a_name_is_known_by_whole_words(name: str, known: str | None) -> None:
-    assert hardware._known(name) == known
+    assert plan._known(name) == known

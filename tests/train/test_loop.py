@@ -11,7 +11,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.model import build, checkpoint_folder
-from pipeline.train import initial, optim, plan
+from pipeline.train import optimizers, plan, resume
 from pipeline.train import step as steps
 from pipeline.train.step import LossScale
 from tests.train.small import run, tiny, weights
@@ -105,14 +105,14 @@ def test_gradients_are_clipped_to_the_norm_that_params_give(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms = []
-    original = optim.step_unless
+    original = optimizers.step_unless
 
     def noted(optimizers: list[torch.optim.Optimizer], bad: torch.Tensor) -> None:
         grads = [p.grad for group in optimizers[0].param_groups for p in group["params"] if p.grad is not None]
         norms.append(float(torch.nn.utils.get_total_norm(grads)))
         original(optimizers, bad)
 
-    monkeypatch.setattr(optim, "step_unless", noted)
+    monkeypatch.setattr(optimizers, "step_unless", noted)
     run(corpus, tmp_path / "clipped", tiny(max_steps=2, optimizer={"grad_clip": 0.25}))
     assert norms == pytest.approx([0.25, 0.25], rel=1e-4)
     assert all(float(row["grad_norm"]) > 0.25 for row in rows(tmp_path / "clipped"))  # reported as it was before
@@ -244,12 +244,12 @@ def test_initial_weights_of_a_model_that_computes_otherwise_are_refused_by_field
     checkpoint_folder.save(build.build(tiny(model=parts | there).model, 257, seed=1), tmp_path / "model")
     mine = build.build(tiny(model=parts | here).model, 257, seed=2)
     if words is None:
-        initial.take_weights(mine, tmp_path / "model")
+        resume.take_weights(mine, tmp_path / "model")
         assert mine.lm_head.weight.equal(checkpoint_folder.load(tmp_path / "model").lm_head.weight)
         return
     before = {name: weight.clone() for name, weight in mine.state_dict().items()}
     with pytest.raises(UserError, match=words):
-        initial.take_weights(mine, tmp_path / "model")
+        resume.take_weights(mine, tmp_path / "model")
     assert all(before[name].equal(weight) for name, weight in mine.state_dict().items())
 
 
@@ -258,7 +258,7 @@ def test_equal_matrices_of_a_folder_that_litgpt_wrote_pass_for_tied_ones(tmp_pat
     checkpoint_folder.save(model, tmp_path / "model")
     (tmp_path / "model" / checkpoint_folder.PARAMS).unlink()
     mine = build.build(tiny(model={"tie_embeddings": True, "norm_qk": False}).model, 257, seed=2)
-    initial.take_weights(mine, tmp_path / "model")
+    resume.take_weights(mine, tmp_path / "model")
     assert mine.lm_head.weight.equal(model.lm_head.weight)
 
 

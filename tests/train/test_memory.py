@@ -10,7 +10,7 @@ from pipeline.cli.compose import compose
 from pipeline.errors import UserError
 from pipeline.model import build
 from pipeline.model.layout import moe_layers
-from pipeline.train import memory
+from pipeline.train import plan
 from tests.train.small import ROOT, run, tiny
 
 GPT2 = 50257
@@ -32,12 +32,12 @@ def test_a_preset_leaves_a_tenth_of_its_cards_memory_free(tmp_path: Path, preset
     compose(tmp_path / "params.yaml", ROOT / "configs", [f"train={preset}", "model=moe_200m"])
     parameters = params.load(tmp_path / "params.yaml")
     total = build.count(parameters.model, GPT2).total
-    assert memory.count(parameters.model, parameters.train, total, GPT2).total < 0.9 * gigabytes * 1e9
+    assert plan.memory(parameters.model, parameters.train, total, GPT2).total < 0.9 * gigabytes * 1e9
 
 
 def test_adamw_in_float32_takes_16_bytes_a_parameter() -> None:
     parameters = tiny()
-    need = memory.count(parameters.model, parameters.train, 1000, 257)
+    need = plan.memory(parameters.model, parameters.train, 1000, 257)
     assert need.weights + need.gradients + need.optimizer == 16_000
 
 
@@ -56,7 +56,7 @@ def test_activations_are_counted_no_lower_than_what_autograd_keeps_and_not_far_a
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         x_BTC = model.hidden(torch.zeros(8, 128, dtype=torch.int64))
-    counted = memory.count(parameters.model, parameters.train, 0, 0).activations
+    counted = plan.memory(parameters.model, parameters.train, 0, 0).activations
     assert sum(kept.values()) <= counted <= 1.6 * sum(kept.values())  # the CPU's kernel keeps less than a GPU's
     del x_BTC
 
@@ -70,7 +70,7 @@ def test_copies_of_experts_weights_for_blocks_of_visits_are_counted_on_a_gpu(tmp
     """By hand, for 2 x 1024 tokens that visit 2 of 8 experts: blocks of 128 visits, 32 and one an expert."""
     gpu = preset_200m(tmp_path)
     cpu = gpu.train.model_copy(update={"device": "cpu"})
-    more = memory.count(gpu.model, gpu.train, 0, 0).activations - memory.count(gpu.model, cpu, 0, 0).activations
+    more = plan.memory(gpu.model, gpu.train, 0, 0).activations - plan.memory(gpu.model, cpu, 0, 0).activations
     copies = 40 * (2 * 2048 * 768 + 768 * 2048) * 2 * 2  # bfloat16, and as much for their gradients
     padding = 12 * (40 * 128 - 4096) * (2 * 768 + 4 * 2048) * 2
     assert more == copies + padding
@@ -78,15 +78,15 @@ def test_copies_of_experts_weights_for_blocks_of_visits_are_counted_on_a_gpu(tmp
 
 def test_a_chunked_loss_keeps_the_heads_gradient_in_float32(tmp_path: Path) -> None:
     whole, chunked = (preset_200m(tmp_path, f"train.loss_chunk={chunk}") for chunk in (0, 1024))
-    head = [memory.count(each.model, each.train, 0, GPT2).activations for each in (whole, chunked)]
+    head = [plan.memory(each.model, each.train, 0, GPT2).activations for each in (whole, chunked)]
     logits = [tokens * GPT2 * (2 + 4 + 4) for tokens in (2048, 1024)]
     assert head[1] - head[0] == logits[1] - logits[0] + GPT2 * 768 * (4 + 2)
 
 
 def test_a_dense_baselines_memory_is_its_own(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    original = memory.explained
-    monkeypatch.setattr(memory, "explained", lambda model, *rest: seen.append(model) or original(model, *rest))
+    original = plan.explained
+    monkeypatch.setattr(plan, "explained", lambda model, *rest: seen.append(model) or original(model, *rest))
     run(corpus, tmp_path, tiny(model={"dense_baseline": "active"}, max_steps=1))
     assert [moe_layers(model) for model in seen] == [[]] and seen[0].intermediate_size > 64
 
@@ -95,7 +95,7 @@ def test_running_out_of_memory_says_what_to_lower_and_what_that_saves() -> None:
     parameters = tiny(micro_batch_size=8)
     with (
         pytest.raises(UserError, match=r"train\.micro_batch_size=4 saves about [\d.]+ MB") as advice,
-        memory.explained(parameters.model, parameters.train, 10**6, 257, torch.device("cpu")),
+        plan.explained(parameters.model, parameters.train, 10**6, 257, torch.device("cpu")),
     ):
         torch.empty(2**55)
     assert "activation_checkpointing=true saves" in str(advice.value)
@@ -105,6 +105,6 @@ def test_other_errors_are_left_alone() -> None:
     parameters = tiny()
     with (
         pytest.raises(RuntimeError, match="something else"),
-        memory.explained(parameters.model, parameters.train, 1, 1, torch.device("cpu")),
+        plan.explained(parameters.model, parameters.train, 1, 1, torch.device("cpu")),
     ):
         raise RuntimeError("something else")

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.params import Params
-from pipeline.train import checkpoint
+from pipeline.train import resume
 from tests.train.small import assert_same_bytes, run, tiny, weights
 
 STEPS = 24
@@ -30,7 +30,7 @@ def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def child(corpus: Path, out: Path, parameters: Params) -> None:
-    from pipeline.train.interruption import Interrupted
+    from pipeline.train.process import Interrupted
 
     try:
         report = run(corpus, out, parameters)
@@ -97,8 +97,8 @@ def test_a_signal_writes_a_checkpoint_and_exits_with_its_code(
     assert process.exitcode == code
     assert not (tmp_path / "model").exists()
     (folder,) = (tmp_path / "runs").iterdir()
-    stopped = checkpoint.newest(folder)
-    assert stopped is not None and 3 <= stopped.step < STEPS
+    stopped = resume.opened(folder)
+    assert 3 <= stopped.step < STEPS
     report = run(corpus, tmp_path, parameters)
     assert report["resumed_from"] == stopped.step
     assert_same_bytes(tmp_path, whole)
@@ -139,9 +139,9 @@ def test_sessions_that_the_clock_stops_go_on_by_the_same_command_and_end_as_one_
     for session in range(1, 4):
         report = run(corpus, out, parameters)
         assert report["stopped_by"] == "max_minutes" and report["steps"] == session
-        assert not checkpoint.is_finished(folder_of(out))
+        assert not resume.is_finished(folder_of(out))
     assert run(corpus, out, parameters)["stopped_by"] == "max_steps"
-    assert checkpoint.is_finished(folder_of(out))
+    assert resume.is_finished(folder_of(out))
     assert_same_bytes(out, tmp_path / "one")
 
 
@@ -164,7 +164,7 @@ def test_a_named_checkpoint_goes_on_with_the_optimizer_settings_that_stand_here(
     before = torch.load(path / "state.pt", weights_only=True)["model"]["lm_head.weight"]
     assert weights(tmp_path)["lm_head.weight"].sub(before).abs().max() < 1e-7
     (other,) = [folder for folder in (tmp_path / "runs").iterdir() if folder != path.parent]
-    groups = torch.load(checkpoint.opened(other).path / "state.pt", weights_only=True)["optimizers"][0]["param_groups"]
+    groups = torch.load(resume.opened(other).path / "state.pt", weights_only=True)["optimizers"][0]["param_groups"]
     assert [(group["peak"], group["betas"], group["weight_decay"]) for group in groups] == [(1e-9, (0.5, 0.6), 0.0)] * 2
 
 
@@ -256,7 +256,7 @@ def test_a_named_checkpoint_at_this_runs_last_step_is_looked_at_and_saved_as_its
     path = folder_of(tmp_path / "a") / "step-00000008"
     report = run(corpus, tmp_path / "b", tiny(max_steps=8), resume=str(path))
     assert report["steps"] == 8 and report["val_loss"] > 0 and report["loss"] > 0
-    assert checkpoint.is_finished(folder_of(tmp_path / "b"))
+    assert resume.is_finished(folder_of(tmp_path / "b"))
     assert run(corpus, tmp_path / "b", tiny(max_steps=8))["val_loss"] == report["val_loss"]
 
 

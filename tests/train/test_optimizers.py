@@ -10,7 +10,8 @@ from torch import nn
 
 from pipeline.model import build
 from pipeline.params import Schedule
-from pipeline.train import optim
+from pipeline.train import optimizers as optim
+from pipeline.train.muon import Muon
 from tests.train.small import tiny
 
 CPU = torch.device("cpu")
@@ -101,7 +102,7 @@ def test_muon_treats_each_expert_as_torchs_muon_treats_a_matrix() -> None:
     weights = torch.randn(3, 24, 16, generator=torch.Generator().manual_seed(0))
     stacked = nn.Parameter(weights.clone())
     single = [nn.Parameter(w.clone()) for w in weights]
-    ours = optim.Muon([stacked], lr=0.02, weight_decay=0.1)
+    ours = Muon([stacked], lr=0.02, weight_decay=0.1)
     theirs = torch.optim.Muon(single, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for seed in range(3):
         stacked.grad = torch.randn(3, 24, 16, generator=torch.Generator().manual_seed(seed))
