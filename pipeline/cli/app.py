@@ -225,13 +225,18 @@ def preview(
 
 
 @app.command()
-def plan(params_file: Annotated[Path, PARAMS] = Path("params.yaml")) -> None:
-    """Count before training: parameters, memory of a step, tokens, FLOPs, and the time they take on this machine."""
-    from pipeline import params
-    from pipeline.cli.plan import forecast
+def plan(
+    params_file: Annotated[Path, PARAMS] = Path("params.yaml"),
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set-param", "-S", help="Plan what `dvc exp run -S` would train: GROUP=NAME or KEY=VALUE."),
+    ] = None,
+) -> None:
+    """Count before training: parameters, memory of a step, tokens, FLOPs, and the time they take."""
+    from pipeline.cli.plan import forecast, wanted
     from pipeline.stage import TOKENIZER, TOKENS
 
-    for line in forecast(params.load(params_file), TOKENS, TOKENIZER):
+    for line in forecast(wanted(params_file, overrides or []), TOKENS, TOKENIZER):
         console.say(line)
 
 

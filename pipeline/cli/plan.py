@@ -1,58 +1,84 @@
-"""`moe plan`: what a training run would take, counted before anything is trained.
+"""`moe plan`: what a training run would take, counted before anything is trained, for the machine that params name.
 
-for line in forecast(params, tokens, tokenizer, peak): print(line)
+for line in forecast(wanted(Path("params.yaml"), ["train=gpu16gb"]), tokens, tokenizer): print(line)
 """
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
-from pipeline import console
+from pipeline import console, params
+from pipeline.errors import UserError
 from pipeline.model import build
-from pipeline.params import Params
 from pipeline.tokens import tokenizer as vocabulary
-from pipeline.train import hardware, launch, memory, plan
+from pipeline.train import launch, plan
 
 _SHARES_OF_PEAK = (0.2, 0.5)  # what runs reach: small models and old cards the one, large ones on new cards the other
+_CARDS = ("T4", "RTX 3060", "RTX 4090", "A100", "H100")  # of which the time is told where the GPU is elsewhere
 
 
-def forecast(params: Params, tokens: Path, tokenizer: Path) -> Iterator[str]:
-    """Lines on parameters, memory on one device, tokens and time. Measures this machine's peak for the last.
+def wanted(params_file: Path, overrides: list[str]) -> params.Params:
+    """The parameters of the file; with overrides, what `dvc exp run -S` would compose from configs/ and train with."""
+    if not overrides:
+        return params.load(params_file)
+    from pipeline.cli.compose import compose
+
+    with TemporaryDirectory() as folder:
+        compose(Path(folder) / "params.yaml", overrides=overrides)
+        return params.load(Path(folder) / "params.yaml")
+
+
+def forecast(params: params.Params, tokens: Path, tokenizer: Path) -> Iterator[str]:
+    """Lines on parameters, memory on one device, tokens and time; for a GPU that is not here, by its datasheet.
 
     Without a token set (nothing was tokenized yet) what depends on it is left out and said so. Raises UserError where
     params and data do not fit.
     """
     train, model = params.train, params.model
     tokenized = (tokenizer / "tokenizer.json").is_file()
+    if tokenized and model.vocab_size is not None:  # the tokens here may be of another tokenizer than this model's
+        tokenized = vocabulary.vocab_size(tokenizer) <= model.vocab_size
     vocab_size = vocabulary.vocab_size(tokenizer) if tokenized else model.vocab_size or params.tokenizer.vocab_size
     if vocab_size is None:
         yield "vocabulary: unknown until `dvc repro tokenize` has run, or model.vocab_size is set"
         return
     count = build.count(model, vocab_size)
-    origin = "" if tokenized else " (from the parameters; nothing is tokenized yet)"
-    yield f"vocabulary: {vocab_size:,} tokens{origin}"
-    yield f"parameters: {count.total:,} in all, {count.active:,} active for a token"
+    yield f"vocabulary: {vocab_size:,} tokens{'' if tokenized else ' (from the parameters; nothing is tokenized yet)'}"
+    yield f"parameters: {count.total:,} in all, {count.active:,} active for each token"
     rows = build.config(model, vocab_size).padded_vocab_size
-    need = memory.count(build.resolved(model, vocab_size), train, count.total, rows)
+    need = plan.memory(build.resolved(model, vocab_size), train, count.total, rows)
     yield f"memory on each device: about {console.size(need.total)} ({need})"
     per_token = count.flops_per_token(train.block_size)
-    yield f"work: {per_token / 1e6:,.1f} MFLOP a token, forward and backward"
+    yield f"work: {per_token / 1e6:,.1f} MFLOP per token, forward and backward"
     if tokenized and (tokens / "train" / "index.json").is_file():
         planned = plan.make(params, tokens, tokenizer)
         total = planned.total_steps * planned.tokens_per_step
-        there = planned.samples.count * planned.samples.block_size
-        yield f"tokens: {there:,} there, {total:,} wanted: {planned.epochs:.2f} epochs, {planned.total_steps:,} steps"
+        available = planned.samples.count * planned.samples.block_size
+        yield f"tokens: {total:,} of {available:,}: {planned.epochs:.2f} epochs, {planned.total_steps:,} steps"
     elif train.max_tokens:
         total = train.max_tokens
-        yield f"tokens: {total:,} wanted"
+        yield f"tokens: {total:,}"
     else:
+        yield "tokens and time: unknown until `dvc repro tokenize` has run"
         return
-    device = torch.device(launch.device_of(train))
-    peak, how = hardware.peak_flops(device, train.precision)
     world = train.devices * train.num_nodes
-    slow, fast = (total * per_token / (peak * world * share) for share in _SHARES_OF_PEAK)
-    yield (
-        f"time: {console.duration(fast)} to {console.duration(slow)} on {world} x {device.type} "
-        f"({_SHARES_OF_PEAK[1]:.0%} to {_SHARES_OF_PEAK[0]:.0%} of {peak / 1e12:,.2f} TFLOP/s, {how})"
-    )
+    for name, peak, how in _peaks(train):
+        slow, fast = (console.duration(total * per_token / (peak * world * share)) for share in _SHARES_OF_PEAK)
+        used = f"{_SHARES_OF_PEAK[1]:.0%} to {_SHARES_OF_PEAK[0]:.0%} of {peak / 1e12:,.2f} TFLOP/s, {how}"
+        yield f"time: {fast} to {slow} on {world} x {name} ({used})"
+
+
+def _peaks(train: params.Train) -> Iterator[tuple[str, float, str]]:
+    """Devices that could train, their FLOP/s, and how those are known: measured where the device is here."""
+    try:
+        device = torch.device(launch.device_of(train))
+    except UserError as elsewhere:
+        if train.device != "cuda":
+            raise
+        console.warn(f"not for this machine: {elsewhere}")
+        for name in _CARDS:
+            yield name, plan.DATASHEET[name] * 1e12, "its datasheet in 16 bits"
+    else:
+        yield device.type, *plan.peak_flops(device, train.precision)

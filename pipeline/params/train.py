@@ -1,14 +1,20 @@
 """Section `train`: hardware, batches, optimizer, schedule, and what is watched for."""
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.params.section import Fraction, Positive, Section
+from pipeline.train.optimizers import OPTIMIZERS
+
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 
 class Optimizer(Section):
-    name: Literal["adamw", "muon", "adamw8bit"] = Field(description="muon: Muon for matrices, AdamW for the rest")
+    name: OptimizerName = Field(description="muon: Muon for matrices, AdamW for the rest")
     lr: Annotated[float, Field(gt=0)] = Field(description="peak learning rate (of AdamW's share, with muon)")
     muon_lr: Annotated[float, Field(gt=0)] = Field(description="peak learning rate of Muon's share")
     betas: tuple[Fraction, Fraction]
@@ -86,14 +92,10 @@ class Train(Section):
             raise ValueError("precision: 16-mixed needs a GPU; on device: cpu take 32-true")
         if self.device == "mps" and self.precision != "32-true":
             raise ValueError(f"precision: {self.precision} is not supported on device: mps; take 32-true")
-        if self.optimizer.name == "adamw8bit" and self.device == "cpu":
-            raise ValueError("optimizer.name: adamw8bit needs a GPU; on device: cpu take adamw")
+        if refusal := OPTIMIZERS[self.optimizer.name].refusal(self.optimizer.name, self.device, self.strategy):
+            raise ValueError(refusal)
         if self.strategy == "fsdp" and self.device == "mps":
             raise ValueError("strategy: fsdp needs more than one device, and mps is one; take auto")
         if self.strategy == "fsdp" and self.precision == "16-mixed":
             raise ValueError("strategy: fsdp does not go with precision: 16-mixed; take bf16-mixed, or ddp")
-        if self.strategy == "fsdp" and self.optimizer.name == "adamw8bit":
-            raise ValueError("strategy: fsdp cuts the blocks that adamw8bit scales; take optimizer.name: adamw, or ddp")
-        if self.strategy == "fsdp" and self.optimizer.name == "muon":
-            raise ValueError("strategy: fsdp cuts matrices that muon needs whole; take optimizer.name: adamw, or ddp")
         return self

@@ -110,16 +110,16 @@ def _read(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
 
 
 def plots_of(history: History, layers: list[list[int]], into: Path) -> None:
-    """loss_train.csv, loss_val.csv and loss.png; experts.png: the share of the load of each expert in each MoE layer.
+    """loss.csv, val_loss.csv and loss.png; experts.png: the share of the load of each expert in each MoE layer.
 
     One series a file: DVC draws an empty cell as a zero.
     """
     train, val = history.column("lm_loss"), history.column("val_loss")
     with written_whole(into) as partial, plotting.style():
         partial.mkdir()
-        for name, rows in (("train", train), ("val", val)):
-            with (partial / f"loss_{name}.csv").open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("step", "tokens", f"{name}_loss"), *rows])
+        for name, column, rows in (("loss", "lm_loss", train), ("val_loss", "val_loss", val)):
+            with (partial / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("step", "tokens", column), *rows])
         figure, axes = plotting.new(7, 4, title="Loss", xlabel="tokens", ylabel="loss, nats per token")
         axes.plot([at for _, at, _ in train], [y for *_, y in train], label="train", color=plotting.FIRST, linewidth=1)
         axes.plot([at for _, at, _ in val], [y for *_, y in val], label="val", color=plotting.SECOND, marker="o")

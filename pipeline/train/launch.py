@@ -107,13 +107,16 @@ def started(train: Train, device: str) -> Fabric:
         parent = os.getppid()
         _watch("the process that started this one", lambda: os.getppid() != parent, [])
     # Fabric's own watch kills this process without a word.
-    subprocess_script._launch_process_observer = lambda children: _watch(
-        "another process of this run", lambda: any(child.poll() for child in children), children
-    )
+    subprocess_script._launch_process_observer = _watch_children
     fabric.launch()
     if torch.distributed.is_initialized():  # from here on ranks wait for one that writes a checkpoint to a slow disk
         distributed_c10d._set_pg_timeout(timedelta(minutes=30))
     return fabric
+
+
+def _watch_children(child_processes: list[Popen[bytes]]) -> None:
+    children = child_processes  # which `end_children` empties
+    _watch("another process of this run", lambda: any(child.poll() for child in children), children)
 
 
 def _watch(what: str, is_gone: Callable[[], bool], children: list[Popen[bytes]]) -> None:

@@ -48,9 +48,10 @@ def train(
     """Train as `params` say and write `into`, a litgpt checkpoint folder; return the report (empty but on rank 0).
 
     resume: auto (the newest whole checkpoint of the same run, if any), never, or the path of a checkpoint.
-    before: called on rank 0 before a new run begins, with the vocabulary size; check: on rank 0 after each checkpoint. A UserError of theirs ends
-    training. Raises UserError before anything is written where params, data and machine do not fit, and later where the
-    loss stays not finite, memory runs out or the routing gate fails; Interrupted after SIGINT or SIGTERM.
+    before: called on rank 0 with the vocabulary size before a new run begins; check: on rank 0 after each checkpoint; a
+    UserError of theirs ends training. Raises UserError before anything is written where params, data and machine do
+    not fit, and later where the loss stays not finite, memory runs out or the routing gate fails; Interrupted after
+    SIGINT or SIGTERM.
     """
     device = launch.device_of(params.train)
     planned = plan.make(params, tokens, tokenizer)

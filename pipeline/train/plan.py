@@ -224,7 +224,7 @@ def _is_shortage(error: BaseException) -> bool:
 
 # Dense TFLOP/s of 16-bit tensor cores with float32 accumulation, from the makers' datasheets (without sparsity).
 # fmt: off
-_DATASHEET: dict[str, float] = {
+DATASHEET: dict[str, float] = {
     "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "A10G": 70, "A10": 125,
     "L40S": 362, "L4": 121, "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 4080": 97.5, "RTX 3090": 71, "RTX 3060": 25.6,
     "V100": 125, "T4": 65,
@@ -237,7 +237,7 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
     if device.type == "cuda" and precision != "32-true":
         known = _known(torch.cuda.get_device_name(device))
         if known:
-            return _DATASHEET[known] * 1e12, f"datasheet of {known}"
+            return DATASHEET[known] * 1e12, f"datasheet of {known}"
     dtype = {"32-true": torch.float32, "16-mixed": torch.float16}.get(precision, torch.bfloat16)
     return gemm_flops(device, dtype), f"measured matmul in {str(dtype).removeprefix('torch.')}"
 
@@ -245,7 +245,7 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
 def _known(name: str) -> str | None:
     """The entry of the table for a card's name, by whole words: an L40 is no L4, a T400 no T4, a 3080 Ti no 3080."""
     words = name.replace("-", " ").split()
-    for known in _DATASHEET:
+    for known in DATASHEET:
         wanted = known.split()
         at = [i for i in range(len(words)) if words[i : i + len(wanted)] == wanted]
         if at and words[at[0] + len(wanted) : at[0] + len(wanted) + 1] not in (["Ti"], ["SUPER"], ["D"], ["Laptop"]):

@@ -16,7 +16,8 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.params import Params
-from pipeline.train import launch, process, resume
+from pipeline.train import launch, resume
+from pipeline.train.process import rank as rank_of_this_process
 from tests.train.small import ROOT, run, tiny, weights
 
 STEPS = 6
@@ -205,4 +206,4 @@ def test_one_process_alone_reports(monkeypatch: pytest.MonkeyPatch, environment:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert (process.rank() == 0) == first
+    assert (rank_of_this_process() == 0) == first

@@ -38,10 +38,16 @@ def test_a_run_learns_and_its_numbers_add_up(corpus: Path, tmp_path: Path) -> No
     assert len(live.read_text().splitlines()) == 1 + len(rows(tmp_path))
     assert json.loads((tmp_path / "live" / "metrics.json").read_text())["step"] == 40
     assert not list((tmp_path / "live").glob("**/dvc.yaml"))
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"loss.csv", "loss.png", "experts.png"}
-    visits = [[int(n) for n in row["tokens_per_expert"].split()] for row in rows(tmp_path, "experts")]
-    assert len(visits) == 2 * 10 and {(len(v), sum(v)) for v in visits} == {(4, 4 * 8 * 32 * 2)}  # top-2, four steps
-    last_three = [sum(n) for n in zip(*visits[-6::2], strict=True)]
+    plots = {path.name: path for path in (tmp_path / "plots").iterdir()}
+    assert set(plots) == {"loss.csv", "val_loss.csv", "loss.png", "experts.png"}
+    series = {name: list(csv.DictReader(plots[name].open())) for name in ("loss.csv", "val_loss.csv")}
+    assert [row["step"] for row in series["val_loss.csv"]] == ["20", "40"] and len(series["loss.csv"]) == 10
+    assert all(cell for table in series.values() for row in table for cell in row.values())  # DVC draws none as zero
+    experts = rows(tmp_path, "experts")
+    assigned = [[int(n) for n in row["tokens_per_expert"].split()] for row in experts]
+    assert [row["layer"] for row in experts] == ["1", "2"] * 10
+    assert {(len(a), sum(a)) for a in assigned} == {(4, 4 * 8 * 32 * 2)}  # top-2, four steps
+    last_three = [sum(n) for n in zip(*assigned[-6::2], strict=True)]
     assert report["routing"]["layers"][0]["tokens_per_expert"] == last_three
     loaded = checkpoint_folder.load(tmp_path / "model")
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in weights(tmp_path).items())
@@ -180,7 +186,7 @@ def test_loss_scale_halves_on_overflow_and_grows_with_patience(monkeypatch: pyte
     [
         ({"device": "cuda"}, "train.device: torch finds no 'cuda'"),
         ({"device": "auto", "precision": "16-mixed"}, "train.precision = '16-mixed' needs a GPU"),
-        ({"device": "auto", "optimizer": {"name": "adamw8bit"}}, "adamw8bit' needs CUDA"),
+        ({"device": "auto", "optimizer": {"name": "adamw8bit"}}, "optimizer.name: adamw8bit runs on cuda, not on cpu"),
         ({"block_size": 32, "max_steps": 5, "warmup": 50}, "warmup = 50 steps, but the run has 5"),
         ({"model": {"vocab_size": 100}}, "the tokenizer has 257 tokens"),
         ({"initial_checkpoint": "nowhere"}, "nowhere"),
