@@ -1,10 +1,10 @@
 """Section `train`: hardware, batches, optimizer, schedule, and what is watched for."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.params.section import Fraction, Positive, Section
+from pipeline.params.section import MOST, Count, Fraction, Positive, Section, Seed
 from pipeline.train.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -12,71 +12,87 @@ if TYPE_CHECKING:
 else:
     OptimizerName = Literal[tuple(OPTIMIZERS)]
 
+Rate = Annotated[float, Field(gt=0, le=10)]  # of learning: more is a slip of the hand
+Samples = Annotated[int, Field(ge=1, le=2**24)]
+Weight = Annotated[float, Field(ge=0, le=1000)]  # of a loss, or of decay
+
+
+def _as_written(value: Any) -> Any:
+    """YAML takes `on` and `off` without quotes for true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Switch = BeforeValidator(_as_written)
+
 
 class Optimizer(Section):
     name: OptimizerName = Field(description="muon: Muon for matrices, AdamW for the rest")
-    lr: Annotated[float, Field(gt=0)] = Field(description="peak learning rate (of AdamW's share, with muon)")
-    muon_lr: Annotated[float, Field(gt=0)] = Field(description="peak learning rate of Muon's share")
+    lr: Rate = Field(description="peak learning rate (of AdamW's share, with muon)")
+    muon_lr: Rate = Field(description="peak learning rate of Muon's share")
     betas: tuple[Fraction, Fraction]
-    eps: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)] = Field(description="on matrices; norms and biases have none")
-    grad_clip: Annotated[float, Field(ge=0)] = Field(description="largest gradient norm; 0: no clipping")
+    eps: Annotated[float, Field(gt=0, le=1)]
+    weight_decay: Weight = Field(description="on matrices; norms and biases have none")
+    grad_clip: Annotated[float, Field(ge=0, le=1e9)] = Field(description="largest gradient norm; 0: no clipping")
 
 
 class Schedule(Section):
     name: Literal["cosine", "linear", "wsd", "constant"] = Field(description="wsd: warm up, stay, then decay")
-    warmup: Annotated[float, Field(ge=0)] = Field(description="steps if 1 or more, a share of the run if below 1")
+    warmup: Annotated[float, Field(ge=0, le=MOST)] = Field(
+        description="steps if 1 or more, a share of the run if below 1"
+    )
     decay: Fraction = Field(description="wsd: share of the run that decays")
-    min_lr: Annotated[float, Field(ge=0)] = Field(description="the floor, as an absolute learning rate")
+    min_lr: Annotated[float, Field(ge=0, le=10)] = Field(description="the floor, as an absolute learning rate")
     min_lr_fraction: Fraction = Field(description="the floor, as a share of the peak; the higher of the two holds")
 
 
 class RoutingGate(Section):
     """Routing that must hold once `grace` has passed, or the stage warns or fails."""
 
-    action: Literal["off", "warn", "fail"]
-    grace: Fraction = Field(description="share of the run before the gate looks")
-    max_dead_experts: Annotated[int, Field(ge=0)] = Field(description="experts without a token, in any one layer")
-    max_violation: Annotated[float, Field(gt=0)] = Field(description="(largest load / mean load) - 1, per layer")
+    action: Annotated[Literal["off", "warn", "fail"], Switch]
+    grace: Fraction = Field(description="share of the run before the first check")
+    max_dead_experts: Count = Field(description="experts without a token, in any one layer")
+    max_violation: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        description="(largest load / mean load) - 1, per layer"
+    )
     min_load_entropy: Fraction = Field(description="entropy of the load / log(n_expert), per layer")
 
 
 class Train(Section):
-    seed: int
+    seed: Seed
     device: Literal["auto", "cpu", "cuda", "mps"]
-    devices: Positive = Field(description="processes (GPUs, or CPU processes) on each node")
-    num_nodes: Positive
+    devices: Annotated[int, Field(ge=1, le=1024)] = Field(description="processes (GPUs, or CPU processes) on each node")
+    num_nodes: Annotated[int, Field(ge=1, le=65_536)]
     strategy: Literal["auto", "ddp", "fsdp"]
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
-    compile: Literal["auto", "on", "off"] = Field(description="auto: only where compiling pays back within the run")
+    compile: Annotated[Literal["auto", "on", "off"], Switch] = Field(
+        description="auto: only where compiling pays back within the run"
+    )
     initial_checkpoint: str | None = Field(description="litgpt checkpoint folder whose weights to begin with")
-    block_size: Positive = Field(description="tokens in a training sample")
+    block_size: Annotated[int, Field(ge=1, le=2**24)] = Field(description="tokens in a training sample")
     document_mask: bool = Field(description="attention stays within a document; positions restart")
-    global_batch_size: Positive = Field(description="samples in one optimizer step, over all devices")
-    micro_batch_size: Positive = Field(description="samples in one forward pass, on one device")
+    global_batch_size: Samples = Field(description="samples in one optimizer step, over all devices")
+    micro_batch_size: Samples = Field(description="samples in one forward pass, on one device")
     max_tokens: Positive | None = Field(description="stop after this many; the first bound that is met ends the run")
     max_steps: Positive | None
-    max_epochs: Annotated[float, Field(gt=0)] | None
-    max_minutes: Annotated[float, Field(gt=0)] | None = Field(
+    max_epochs: Annotated[float, Field(gt=0, le=1e6)] | None
+    max_minutes: Annotated[float, Field(gt=0, le=1e7)] | None = Field(
         description="wall time of one session of training; the run needs another bound, and goes on to it in the next"
     )
     optimizer: Optimizer
     schedule: Schedule
     activation_checkpointing: bool
-    loss_chunk: Annotated[int, Field(ge=0)] = Field(description="tokens whose logits are held at a time; 0: all")
-    balance_coef: Annotated[float, Field(ge=0)] = Field(description="weight of the load balancing loss")
-    z_loss_coef: Annotated[float, Field(ge=0)] = Field(description="weight of the router's z-loss")
-    bias_update_rate: Annotated[float, Field(ge=0)] = Field(description="router: sigmoid, step of its balancing bias")
+    loss_chunk: Count = Field(description="tokens whose logits are held at a time; 0: all")
+    balance_coef: Weight = Field(description="weight of the load balancing loss")
+    z_loss_coef: Weight = Field(description="weight of the router's z-loss")
+    bias_update_rate: Weight = Field(description="router: sigmoid, step of its balancing bias")
     routing_gate: RoutingGate
-    eval_every: Annotated[int, Field(ge=0)] = Field(description="steps between looks at val; 0: only at the end")
-    eval_samples: Positive = Field(description="val samples in such a look")
+    eval_every: Count = Field(description="steps between validations; 0: only at the end")
+    eval_samples: Positive = Field(description="val samples in a validation")
     log_every: Positive = Field(description="steps between lines of metrics")
     checkpoint_every: Positive = Field(description="steps between checkpoints to resume from")
     keep_checkpoints: Positive
-    num_workers: Annotated[int, Field(ge=0)] = Field(description="processes that read tokens")
-    max_non_finite_steps: Annotated[int, Field(ge=0)] = Field(
-        description="steps with a loss that is not finite, in a row"
-    )
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = Field(description="processes that read tokens")
+    max_non_finite_steps: Count = Field(description="steps in a row whose gradient may be not finite")
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

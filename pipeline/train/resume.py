@@ -277,7 +277,7 @@ def is_finished(folder: Path) -> bool:
     try:
         meta = json.loads((_steps(folder)[-1] / _META).read_text(encoding="utf-8"))
         return bool(meta["step"] >= meta["total_steps"])
-    except (IndexError, OSError, ValueError, KeyError, TypeError):
+    except (IndexError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

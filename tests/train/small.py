@@ -1,5 +1,6 @@
 """A model that trains in milliseconds, and what tests ask of a run of it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,21 @@ def tiny(model: dict[str, Any] | None = None, optimizer: dict[str, Any] | None =
 
 
 def run(
-    corpus: Path, out: Path, parameters: params.Params, resume: str = "auto", plots: bool = False
+    corpus: Path,
+    out: Path,
+    parameters: params.Params,
+    resume: str = "auto",
+    plots: bool = False,
+    threads: int = 1,
+    check: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Train into out/model, in this process."""
     from pipeline.train import loop
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     return loop.train(
         parameters, corpus / "tokens", corpus / "tokenizer", out / "model",
-        runs=out / "runs", live=out / "live", plots=out / "plots" if plots else None, resume=resume,
+        runs=out / "runs", live=out / "live", plots=out / "plots" if plots else None, resume=resume, check=check,
     )  # fmt: skip
 
 

@@ -1,9 +1,12 @@
 """A run that was stopped, in whatever way, ends with the same bytes as one that was not."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
+import pickle
 import random
+import shutil
 import signal
 import sys
 import time
@@ -14,9 +17,11 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
+from pipeline.hashing import file_sha256
+from pipeline.model import build
 from pipeline.params import Params
-from pipeline.train import resume
-from tests.train.small import assert_same_bytes, run, tiny, weights
+from pipeline.train import optimizers, plan, resume
+from tests.train.small import ROOT, assert_same_bytes, run, tiny, weights
 
 STEPS = 24
 
@@ -281,3 +286,124 @@ def test_a_path_without_a_checkpoint_is_refused(corpus: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="no checkpoint of a training run"):
         run(corpus, tmp_path, tiny(), resume=str(tmp_path / "nothing"))
     assert list(tmp_path.iterdir()) == []
+
+
+def code_of_another_version(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Change what the code plans or builds under a fingerprint that stays the same."""
+    make, decaying = plan.make, optimizers._decaying
+
+    def with_steps(factor: float) -> Any:
+        return lambda *a: dataclasses.replace(make(*a), total_steps=round(factor * make(*a).total_steps))
+
+    def in_one_group(*a: Any) -> list[dict[str, Any]]:
+        return [{"params": [p for group in decaying(*a) for p in group["params"]]}]
+
+    change: dict[str, tuple[Any, str, Any]] = {
+        "half the steps": (plan, "make", with_steps(0.5)),
+        "twice the steps": (plan, "make", with_steps(2)),
+        "other MoE layers": (build, "moe_layers", lambda model: [1]),
+        "other groups of parameters": (optimizers, "_decaying", in_one_group),
+    }
+    monkeypatch.setattr(*change[what])
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("half the steps", "is of step 8, and this run has 6 steps"),
+        ("other MoE layers", r"does not fit this model: gpt|does not fit this model: transformer\.h\.0\.mlp"),
+        ("other groups of parameters", r"AdamW has groups of \[\d+, \d+\] parameters there, \[\d+\] here"),
+    ],
+)
+def test_a_named_checkpoint_that_does_not_fit_is_refused_in_words(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, words: str
+) -> None:
+    stopped_at(corpus, tmp_path, 9)
+    code_of_another_version(monkeypatch, what)
+    with pytest.raises(UserError, match=words):
+        run(corpus, tmp_path, tiny(), resume=str(folder_of(tmp_path)))
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("half the steps", "is of a run of 12 steps, this one has 6"),
+        ("twice the steps", "is of a run of 12 steps, this one has 24"),
+        ("other MoE layers", "does not fit this model"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_passed_over_and_training_starts_anew(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+    words: str,
+) -> None:
+    stopped_at(corpus, tmp_path, 9, keep_checkpoints=1)
+    code_of_another_version(monkeypatch, what)
+    report = run(corpus, tmp_path, tiny())
+    assert report["resumed_from"] is None and report["tokens"] == report["steps"] * 8 * 32
+    said = capsys.readouterr().err
+    assert words in said and "training starts anew" in said
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{", b"[]", b"\xff\xfe", b'{"step": 8}', b'{"step": "x", "sha256": ""}', b"[" * 100_000],
+    ids=["empty", "cut", "list", "not UTF-8", "fields missing", "no number", "deep"],
+)
+def test_a_damaged_description_of_a_checkpoint_is_refused_in_words(corpus: Path, tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "step-00000008"
+    path.mkdir()
+    (path / "state.pt").write_bytes(b"")
+    (path / "meta.json").write_bytes(damage)
+    with pytest.raises(UserError, match="step-00000008 is damaged"):
+        resume.opened(path)
+    assert not resume.is_finished(tmp_path)
+
+
+def test_a_checkpoint_that_holds_code_is_refused_without_advice_to_open_it(corpus: Path, tmp_path: Path) -> None:
+    stopped_at(corpus, tmp_path, 9)
+    path = folder_of(tmp_path) / "step-00000008"
+    torch.save({"model": print}, path / "state.pt", pickle_module=pickle)
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps(meta | {"sha256": file_sha256(path / "state.pt")}))
+    with pytest.raises(UserError, match=r"holds more than tensors.*it is not opened") as refusal:
+        run(corpus, tmp_path, tiny(), resume=str(path))
+    assert not any(word in str(refusal.value) for word in ("weights_only", "trust", "add_safe_globals"))
+
+
+def test_an_edit_of_code_that_dvc_trains_again_for_makes_another_run_and_no_other_edit_does(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    before = resume._code_hash(tmp_path)
+    rooms = ("files.py", "hashing.py", "model", "tokens", "train")
+    for path in sorted((tmp_path / "pipeline").rglob("*.py")):
+        whole = path.read_bytes()
+        path.write_bytes(whole + b"# edited\n")
+        decides = path.relative_to(tmp_path / "pipeline").parts[0] in rooms
+        assert (resume._code_hash(tmp_path) != before) == decides, path
+        path.write_bytes(whole)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two threads")
+def test_a_resumed_run_computes_with_as_many_threads_as_before(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(corpus, tmp_path, tiny(max_steps=2, max_minutes=1e-9), threads=2)
+    run(corpus, tmp_path, tiny(max_steps=2), threads=1)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert "computing with 2 threads, as before it was stopped (here it would be 1)" in capsys.readouterr().out
+
+
+def test_what_changed_meanwhile_ends_training_at_a_checkpoint_that_stays(corpus: Path, tmp_path: Path) -> None:
+    def check() -> None:
+        raise UserError("params.yaml changed")
+
+    with pytest.raises(UserError, match="yaml changed"):
+        run(corpus, tmp_path, tiny(), check=check)
+    assert not (tmp_path / "model").exists()
+    assert run(corpus, tmp_path, tiny())["resumed_from"] == 2
