@@ -8,6 +8,7 @@ Legend: C n_embd, H head_size, Q n_head, G n_query_groups.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def write(
         for name, weight in to_huggingface(model.state_dict(), model.params, vocab_size).items()
     }
     save_torch_state_dict(state, folder, max_shard_size=max_shard_bytes)
+    for file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", file)  # safetensors writes through a file for the owner alone
 
 
 def transformers_config(model: params.Model, vocab_size: int, **ids: int | None) -> PretrainedConfig:
@@ -161,7 +164,7 @@ def _read_config(folder: Path) -> tuple[Adapter, PretrainedConfig]:
         name = str(raw["architectures"][0])
     except FileNotFoundError:
         raise UserError(f"{folder}: no config.json there; give a folder that transformers can load") from None
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise UserError(f"{path} is no configuration of a transformers model (no architectures in it)") from None
     if name not in BY_NAME:
         raise UserError(f"{path}: a {name}; allowed: {', '.join(BY_NAME)}")
@@ -182,5 +185,5 @@ def _read_safetensors(folder: Path) -> State:
         return {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
     except FileNotFoundError as error:
         raise UserError(f"{folder}: {error.filename or error} is missing; only safetensors are read") from None
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder} holds damaged weights ({error}); fetch it again") from None

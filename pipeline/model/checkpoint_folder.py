@@ -77,7 +77,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; a litgpt checkpoint folder has {WEIGHTS} and {CONFIG}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no mapping; write the checkpoint anew")

@@ -1,6 +1,8 @@
 """Exports against plain transformers: every structure, every preset, and the way back."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -274,6 +276,18 @@ def test_shards_keep_to_their_size_and_load(tokenizer_folder: Path, tmp_path: Pa
     assert set(index["weight_map"].values()) == {shard.name for shard in shards}
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_mode_that_the_umask_gives(
+    umask: int, mode: int, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        huggingface.to_huggingface(trained(tiny()), tokenizer_folder, tmp_path / "hf", "float32", 60_000)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "hf").iterdir()} == {mode}
+
+
 def test_the_same_model_gives_the_same_bytes(tokenizer_folder: Path, tmp_path: Path) -> None:
     gpt = trained(tiny())
     for name in "ab":
@@ -305,7 +319,9 @@ def test_generation_settings_and_tokenizer_are_those_of_the_tokenizer(tokenizer_
     export(trained(tiny()), tokenizer_folder, tmp_path / "hf")
     words = AutoTokenizer.from_pretrained(tmp_path / "hf")
     settings = json.loads((tmp_path / "hf/generation_config.json").read_text())
-    assert settings["eos_token_id"] == words.eos_token_id == settings["pad_token_id"]
+    assert settings["eos_token_id"] == words.eos_token_id
+    assert words.model_max_length == 64
+    assert set(words(["One", "Once upon"])) == {"input_ids", "attention_mask"}
     text = "Once upon a time, Mia said: “Où est 12 €?”\n"
     assert words.decode(words(text)["input_ids"]) == text
 
@@ -442,6 +458,25 @@ def test_an_import_names_damage(exported: Path) -> None:
         huggingface.from_huggingface(exported, exported.parent / "into")
     with pytest.raises(UserError, match=r"no config\.json"):
         huggingface.from_huggingface(exported.parent, exported.parent / "into")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", "[" * 100_000, '{"architectures": []}', '{"architectures": 3}']
+)
+def test_an_import_names_a_configuration_that_is_none(exported: Path, content: str) -> None:
+    (exported / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json is no configuration of a transformers model"):
+        huggingface.from_huggingface(exported, exported.parent / "into")
+
+
+def test_a_tokenizer_that_transformers_cannot_read_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer_folder, odd)
+    settings = json.loads((odd / "tokenizer_config.json").read_text())
+    (odd / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": ["odd"]}))
+    with pytest.raises(UserError, match="AutoTokenizer cannot read it"):
+        export(trained(tiny()), odd, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
 
 
 @pytest.mark.parametrize("index", ["[", "[]", "{}", '{"weight_map": null}', '{"weight_map": {"a": 3}}'])
