@@ -46,7 +46,8 @@ def read_curve(folder: Path) -> Curve:
             continue
         try:
             with path.open(newline="", encoding="utf-8") as opened:
-                points = [(float(row["tokens"]), float(row[column])) for row in csv.DictReader(opened)]
+                rows = [row for row in csv.DictReader(opened) if row[column]]
+            points = [(float(row["tokens"]), float(row[column])) for row in rows]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error!r}); run: dvc repro -f train") from None
         if points:
