@@ -68,7 +68,7 @@ def test_in_a_browser_it_is_whole_fits_and_asks_for_nothing(page: Path, tmp_path
             assert seen.evaluate("[...document.images].filter(i => !i.naturalWidth).length") == 0
             drawn = "[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().height)"
             heights = seen.evaluate(drawn)
-            assert len(heights) == 6
+            assert len(heights) == len(plots.PICTURES)
             assert min(heights) > 80
             # letters in the drawings stay letters of the page, in its colours, and large enough to read
             letters = seen.evaluate(
