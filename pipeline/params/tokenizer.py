@@ -11,8 +11,12 @@ class Tokenizer(Section):
     watch: str = Field(description="file or folder whose content DVC watches for this stage (see dvc.yaml)")
     kind: Literal["train", "pretrained", "bytes", "characters"]
     vocab_size: Positive | None = Field(description="tokens to train, special ones included; null unless kind: train")
-    path: str | None = Field(description="kind pretrained: folder, tokenizer.json, SentencePiece model or Hub id")
-    revision: str | None = Field(description="kind pretrained with a Hub id: its commit, tag or branch")
+    path: Annotated[str | None, Field(coerce_numbers_to_str=True)] = Field(
+        description="kind pretrained: folder, tokenizer.json, SentencePiece model or Hub id"
+    )
+    revision: Annotated[str | None, Field(coerce_numbers_to_str=True)] = Field(
+        description="kind pretrained with a Hub id: its commit, tag or branch"
+    )
     eos_token: str = Field(min_length=1, description="special token written after every document")
     pad_token: str | None = Field(
         min_length=1, description="special token that fills batches up in other programs; null: none"

@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from pipeline import console, params
 from pipeline.errors import UserError
 from pipeline.tokens import tokenizer as reading
-from pipeline.tokens.tokenizer import read_object, special_token
+from pipeline.tokens.tokenizer import in_words, read_object, special_token
 
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")  # in order of preference
 _NAMES = ("tokenizer_config.json", "special_tokens_map.json")  # where a folder names its special tokens
@@ -134,8 +134,9 @@ def _from_sentencepiece(file: Path) -> tuple[Tokenizer, dict[str, str | None], s
     kind = proto.trainer_spec.model_type
     if kind not in (_UNIGRAM, _BPE) or not proto.pieces:
         raise UserError(f"tokenizer.path: {file} is a SentencePiece model of type {kind}; allowed: unigram, bpe")
-    tokenizer = Tokenizer(_unigram(proto) if kind == _UNIGRAM else _bpe(proto))
-    _spaces(tokenizer, proto)
+    with in_words(f"tokenizer.path: {file} is a damaged SentencePiece model"):
+        tokenizer = Tokenizer(_unigram(proto) if kind == _UNIGRAM else _bpe(proto))
+        _spaces(tokenizer, proto)
     tokenizer.add_special_tokens([piece.piece for piece in proto.pieces if piece.type == _CONTROL])
     tokenizer.add_tokens([piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED])
     own = {"eos": proto.trainer_spec.eos_id, "pad": proto.trainer_spec.pad_id}

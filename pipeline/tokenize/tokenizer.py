@@ -197,8 +197,9 @@ def _with_pad(tokenizer: Tokenizer, pad_token: str) -> Tokenizer:
     """
     if tokenizer.token_to_id(pad_token) is None:
         whole = json.loads(tokenizer.to_str())
-        model, never = whole["model"], _byte_names(tokenizer)[_NEVER]
-        if never in model["vocab"] and not any(never in pair for pair in model.get("merges", [])):
+        model, names = whole["model"], _byte_names(tokenizer)
+        never, complete = names[_NEVER], names is not _BYTE_TOKENS or model.get("byte_fallback")
+        if complete and never in model["vocab"] and not any(never in pair for pair in model.get("merges", [])):
             model["vocab"] = {pad_token if token == never else token: i for token, i in model["vocab"].items()}
             tokenizer = Tokenizer.from_str(json.dumps(whole))
     tokenizer.add_special_tokens([pad_token])

@@ -5,6 +5,8 @@ special_ids(Path("models/hf"))      # {"bos_token_id": None, "eos_token_id": 0, 
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,8 @@ def load(path: Path) -> Tokenizer:
     UserError for a file that is missing or damaged.
     """
     path = path / "tokenizer.json" if path.is_dir() else path
-    try:
+    with in_words(f"{path} is no tokenizer"):
         tokenizer = Tokenizer.from_file(str(path))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # tokenizers raises Exception, and a BaseException of its own where Rust panics
-        raise UserError(f"{path} is no tokenizer ({error}); {_AGAIN}") from None
     top = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     if top >= _MOST_TOKENS:
         raise UserError(f"{path} has a token with the id {top:,}; allowed: less than {_MOST_TOKENS:,}; {_AGAIN}")
@@ -38,6 +36,17 @@ def load(path: Path) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+@contextmanager
+def in_words(what: str) -> Iterator[None]:
+    """Turn what tokenizers raises (a bare Exception, or a BaseException where Rust panics) into a UserError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise UserError(f"{what} ({' '.join(str(error).split())[:200]}); {_AGAIN}") from None
 
 
 def eos_id(folder: Path) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sentencepiece
 import tokenizers
+from sentencepiece import sentencepiece_model_pb2
 
 from pipeline.errors import UserError
 from pipeline.tokenize import texts, tokenizer
@@ -151,6 +152,20 @@ def test_a_pretrained_sentencepiece_model_gives_its_own_ids(
         assert encoder.encode(text).ids == ids
         if original.unk_id() not in ids:  # which SentencePiece decodes to a sign of its own
             assert encoder.decode(ids) == original.decode(ids)
+
+
+@pytest.mark.parametrize("field", ["precompiled_charsmap", "pieces"])
+def test_a_sentencepiece_model_with_a_damaged_part_is_named(clean: Path, tmp_path: Path, field: str) -> None:
+    train_sentencepiece(tmp_path, model_type="unigram")
+    proto = vars(sentencepiece_model_pb2)["ModelProto"]()
+    proto.ParseFromString((tmp_path / "tokenizer.model").read_bytes())
+    if field == "pieces":
+        proto.trainer_spec.unk_id = 10**6
+    else:
+        proto.normalizer_spec.precompiled_charsmap = b"\x09\x00"
+    (tmp_path / "tokenizer.model").write_bytes(proto.SerializeToString())
+    with pytest.raises(UserError, match=r"tokenizer\.model is a damaged SentencePiece model"):
+        tokenizer.build(settings_for("pretrained", path=str(tmp_path)), clean, tmp_path / "out")
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
