@@ -10,9 +10,10 @@ written depend on the documents and the params alone, not on the runner, its thr
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
@@ -120,15 +121,20 @@ def _batches(params: Clean, shards: list[Path], digests: dict[str, str]) -> Iter
     for some in [shards] if on_ray else [[path] for path in shards]:
         with ThreadPoolExecutor() as pool:
             list(pool.map(verify, some))
+        batches = judged(params, some).to_arrow_iter()
         try:
-            yield from judged(params, some).to_arrow_iter()
+            for batch in batches:  # noqa: UP028 (`yield from` would close the engine's iterator)
+                yield batch
         except DaftCoreException as error:
             if "CorruptFile" not in str(error):
                 raise
             raise UserError(f"{error}; run the stage download again") from None
+        finally:
+            if not on_ray:  # after an error elsewhere: a process that ends while its engine is at work aborts
+                deque(batches, maxlen=0)
 
 
-def in_order(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def in_order(batches: Iterable[pa.RecordBatch]) -> Generator[pa.RecordBatch]:
     """The batches by their rows, 0, 1, 2, …: an engine may hand them out as they are ready."""
     waiting: dict[int, pa.RecordBatch] = {}
     due = 0
@@ -155,8 +161,12 @@ def _judge_all(
     limit = np.uint64(int(params.val_fraction * 2**64))
     near = duplicates.NearDuplicates(params.near_duplicates, work) if params.near_duplicates.enabled else None
     total = sum(pq.read_metadata(path).num_rows for path in shards)
-    with Shards(work / "kept", _KEPT, "lz4") as out, console.progress("clean", total, "documents") as advance:
-        for batch in in_order(_batches(params, shards, digests)):
+    with (
+        Shards(work / "kept", _KEPT, "lz4") as out,
+        console.progress("clean", total, "documents") as advance,
+        closing(in_order(_batches(params, shards, digests))) as batches,
+    ):
+        for batch in batches:
             statistics.judged(batch)
             advance(len(batch))
             given |= pc.any(pc.equal(batch.column("split"), "val")).as_py() or False

@@ -166,6 +166,6 @@ def summary(report: dict[str, Any]) -> str:
 
     changed, dropped = report["documents_changed"], report["documents_in"] - report["documents_out"]
     return (
-        f"rewrote {changed:,} documents{by_rule('changed')}, dropped {dropped:,}{by_rule('dropped')}, "
+        f"rewrote {changed:,} document{'s' * (changed != 1)}{by_rule('changed')}, dropped {dropped:,}{by_rule('dropped')}, "
         f"kept {report['documents_out']:,} of {report['documents_in']:,}, {report['val']['documents']:,} of them val"
     )
