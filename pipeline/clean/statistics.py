@@ -164,8 +164,8 @@ def summary(report: dict[str, Any]) -> str:
         counts = {name: step[f"documents_{kind}"] for name, step in report["steps"].items()}
         return f" ({in_words(counts)})" if any(counts.values()) else ""
 
-    changed, dropped = report["documents_changed"], report["documents_in"] - report["documents_out"]
+    given, kept = report["documents_in"], report["documents_out"]
     return (
-        f"rewrote {changed:,} document{'s' * (changed != 1)}{by_rule('changed')}, dropped {dropped:,}{by_rule('dropped')}, "
-        f"kept {report['documents_out']:,} of {report['documents_in']:,}, {report['val']['documents']:,} of them val"
+        f"rewrote {report['documents_changed']:,} of {given:,} documents{by_rule('changed')}, dropped {given - kept:,}"
+        f"{by_rule('dropped')}, kept {kept:,}, {report['val']['documents']:,} of them val"
     )

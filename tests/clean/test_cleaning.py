@@ -447,8 +447,8 @@ def test_the_last_line_says_what_changed_and_a_rule_that_drops_most_is_warned_of
 ) -> None:
     report = run(tmp_path, [*SAMPLE, f"{SAMPLE[0]}  ", f"{SAMPLE[1]}\x00", "short", "cafÃ© " * 20])
     assert summary(report) == (
-        "rewrote 3 documents (3 tidy whitespace, 1 fix encoding), dropped 3 (2 exact duplicates, 1 too short), "
-        f"kept 61 of 64, {report['val']['documents']} of them val"
+        "rewrote 3 of 64 documents (3 tidy whitespace, 1 fix encoding), dropped 3 (2 exact duplicates, 1 too short), "
+        f"kept 61, {report['val']['documents']} of them val"
     )
     assert "the rule" not in capsys.readouterr().err
     run(tmp_path, [*SAMPLE[:9], *("从前有一只小狐狸住在森林里。" * n for n in range(7, 30))], script="latin")
