@@ -42,7 +42,7 @@ def evaluate(
     be run.
     """
     config = params.evaluate
-    harness.check(config.lm_eval_tasks)
+    tasks = harness.load(config.lm_eval_tasks)  # what cannot be run is refused now, not minutes later
     tokenizer, eos = vocabulary.load(checkpoint), vocabulary.eos_id(checkpoint)
     devices = _devices(config)
     model = checkpoint_folder.load(checkpoint, devices[0])
@@ -50,7 +50,7 @@ def evaluate(
     val = _fitting(token_set.whole(tokens / "val", clean / "val"), tokens / "val", model.config.padded_vocab_size)
     prompts = config.prompts or samples.beginnings(val.texts, longest=generator.context // 2)
     for prompt in prompts:
-        generator.check(prompt)  # one that cannot be continued is refused now, not minutes later
+        generator.check(prompt)
     window = Window(params.train.block_size, config.stride)
     lossy = at(reports, "tokenize", "tokenizer", "lossless") is False
     if lossy:
@@ -91,8 +91,8 @@ def evaluate(
             )
     details["samples"] = _samples(config, prompts, generator, val, tokens, clean)
     figures["samples"] = samples.means(details["samples"])
-    if config.lm_eval_tasks:
-        figures["lm_eval"] = harness.run(model, checkpoint, config.lm_eval_tasks, devices[0], config.batch_size)
+    if tasks:
+        figures["lm_eval"] = harness.run(model, checkpoint, tasks, devices[0], config.batch_size)
     return figures, {"figures": figures, "params": params.model_dump(mode="json", exclude={"export"}), **details}
 
 

@@ -1,6 +1,7 @@
 """Tasks of EleutherAI's lm-eval harness, given as local files, run on the model as it is exported.
 
-results = run(model, tokenizer_folder, ["tasks/endings.yaml"], device, batch_size=16)   # {task: {metric: value}}
+tasks = load(["tasks/endings.yaml"])
+results = run(model, tokenizer_folder, tasks, device, batch_size=16)   # {task: {metric: value}}
 
 A task file is lm-eval's own YAML; data beside it is named by `dataset_path: json` and `dataset_kwargs: {data_files: …}`
 (paths from where the command runs). Needs the extra `lm-eval`.
@@ -17,54 +18,12 @@ from pipeline.errors import UserError
 from pipeline.model.build import MoEGPT
 
 
-def run(
-    model: MoEGPT, tokenizer: Path, tasks: list[str], device: torch.device, batch_size: int
-) -> dict[str, dict[str, float]]:
-    """Every metric of every task. A temporary export, loaded by transformers, answers.
+def load(tasks: list[str]) -> list[Any]:
+    """lm-eval's tasks, with their data; its index of thousands of tasks of its own is not read.
 
-    A task file may name Python functions (`!function`), which run: give only files you trust. Raises UserError for
-    what `check` refuses.
+    A task file may name Python functions (`!function`), which run: give only files you trust. Raises UserError without
+    the extra; for a task file that is missing or that lm-eval does not understand; for data it cannot read.
     """
-    loaded = _loaded(tasks)
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    from pipeline.huggingface import folder as huggingface  # imports transformers, which nothing else here needs
-
-    with tempfile.TemporaryDirectory() as folder:
-        exported = Path(folder) / "model"
-        huggingface.to_huggingface(model, tokenizer, exported, "float32", 2**40)
-        answering = HFLM(pretrained=str(exported), device=str(device), dtype="float32", batch_size=batch_size)
-        found = simple_evaluate(
-            answering,
-            tasks=loaded,
-            task_manager=TaskManager(include_defaults=False),
-            bootstrap_iters=0,
-            log_samples=False,
-            verbosity="ERROR",
-        )
-    assert found is not None
-    return {
-        task: {
-            name.removesuffix(",none"): float(value)
-            for name, value in metrics.items()
-            if isinstance(value, int | float) and "stderr" not in name and name != "sample_len"
-        }
-        for task, metrics in found["results"].items()
-    }
-
-
-def check(tasks: list[str]) -> None:
-    """Raise UserError, before anything is computed, for tasks that cannot be run.
-
-    Without the extra; for a task file that is missing or that lm-eval does not understand; for data it cannot read.
-    """
-    _loaded(tasks)
-
-
-def _loaded(tasks: list[str]) -> list[Any]:
-    """lm-eval's tasks, with their data; its index of thousands of tasks of its own is not read."""
     if not tasks:
         return []
     if not installed():
@@ -82,6 +41,39 @@ def _loaded(tasks: list[str]) -> list[Any]:
         except Exception as error:  # whatever lm-eval and datasets raise for a file of the user's that is wrong
             raise UserError(f"evaluate.lm_eval_tasks: {task}: {type(error).__name__}: {error}") from error
     return loaded
+
+
+def run(
+    model: MoEGPT, tokenizer: Path, tasks: list[Any], device: torch.device, batch_size: int
+) -> dict[str, dict[str, float]]:
+    """Every metric of every task. A temporary export, loaded by transformers, answers."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from pipeline.huggingface import folder as huggingface  # imports transformers, which nothing else here needs
+
+    with tempfile.TemporaryDirectory() as folder:
+        exported = Path(folder) / "model"
+        huggingface.to_huggingface(model, tokenizer, exported, "float32", 2**40)
+        answering = HFLM(pretrained=str(exported), device=str(device), dtype="float32", batch_size=batch_size)
+        found = simple_evaluate(
+            answering,
+            tasks=tasks,
+            task_manager=TaskManager(include_defaults=False),
+            bootstrap_iters=0,
+            log_samples=False,
+            verbosity="ERROR",
+        )
+    assert found is not None
+    return {
+        task: {
+            name.removesuffix(",none"): float(value)
+            for name, value in metrics.items()
+            if isinstance(value, int | float) and "stderr" not in name and name != "sample_len"
+        }
+        for task, metrics in found["results"].items()
+    }
 
 
 def installed() -> bool:

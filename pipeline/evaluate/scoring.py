@@ -87,30 +87,22 @@ def score(
     full = [span for span in spans if span[1] - span[0] == window.block_size]
     batches = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
     batches += [[span] for span in spans[len(full) :]]  # the end of the set may be a shorter window
-    replicas = _replicas(model, devices)
-    results: list[Scores | None] = [None] * len(batches)
-
-    def work(number: int) -> None:
-        replica = replicas.get()
-        try:
-            results[number] = _score_batch(replica, tokens_N, batches[number], eos_id)
-        finally:
-            replicas.put(replica)
-        advance(len(results[number] or ()))
-
-    with ThreadPoolExecutor(len(devices)) as pool:
-        for _ in pool.map(work, range(len(batches))):
-            pass
-    parts = [result for result in results if result is not None]
-    fields = ("nats_N", "top_N", "correct_N", "context_N", "choices_NLK")
-    return Scores(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields))
-
-
-def _replicas(model: MoEGPT, devices: Sequence[torch.device]) -> "queue.SimpleQueue[MoEGPT]":
     replicas: queue.SimpleQueue[MoEGPT] = queue.SimpleQueue()
     for i, device in enumerate(devices):
         replicas.put((model if i == 0 else copy.deepcopy(model)).to(device).eval())
-    return replicas
+
+    def work(batch: list[tuple[int, int, int]]) -> Scores:
+        replica = replicas.get()
+        try:
+            scores = _score_batch(replica, tokens_N, batch, eos_id)
+        finally:
+            replicas.put(replica)
+        advance(len(scores))
+        return scores
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        parts = [vars(scores).values() for scores in pool.map(work, batches)]
+    return Scores(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 @torch.inference_mode()

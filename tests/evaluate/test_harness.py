@@ -60,19 +60,19 @@ def test_answers_as_our_own_model_would(task: str, model: MoEGPT, work: Path) ->
         max(range(2), key=lambda c, t=text, o=choices: likelihood(t, o[c])) == answer
         for text, choices, answer in QUESTIONS
     ]
-    found = harness.run(model, work / "data/tokenizer", [task], torch.device("cpu"), batch_size=2)
+    found = harness.run(model, work / "data/tokenizer", harness.load([task]), torch.device("cpu"), batch_size=2)
     assert found == {"endings": {"acc": sum(right) / len(right)}}
 
 
 def test_a_task_file_that_is_missing_broken_or_without_its_data_is_named_before_anything_is_computed(
     task: str, tmp_path: Path
 ) -> None:
-    harness.check([task])
+    harness.load([task])
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
-        harness.check(["nowhere.yaml"])
+        harness.load(["nowhere.yaml"])
     broken, alone = tmp_path / "broken.yaml", tmp_path / "alone.yaml"
     broken.write_text("task: [", encoding="utf-8")
     alone.write_text(TASK.format(data=tmp_path / "lost.jsonl"), encoding="utf-8")
     for path in (broken, alone):
         with pytest.raises(UserError, match=path.name):
-            harness.check([task, str(path)])
+            harness.load([task, str(path)])
