@@ -202,6 +202,8 @@ def _with_pad(tokenizer: Tokenizer, pad_token: str) -> Tokenizer:
         if complete and never in model["vocab"] and not any(never in pair for pair in model.get("merges", [])):
             model["vocab"] = {pad_token if token == never else token: i for token, i in model["vocab"].items()}
             tokenizer = Tokenizer.from_str(json.dumps(whole))
+        else:
+            console.say(f"the vocabulary grows by tokenizer.pad_token = {pad_token!r}; null leaves it out")
     tokenizer.add_special_tokens([pad_token])
     return tokenizer
 

@@ -46,7 +46,7 @@ def write(
     Tokens are uint16 where the vocabulary allows, else int32. Memory does not grow with the corpus. Draws
     `plots`/tokens.png. Raises UserError if a split holds no documents.
     """
-    encoder, end = load(tokenizer), eos_id(tokenizer)
+    encoder, eos = load(tokenizer), eos_id(tokenizer)
     n_vocab = vocab_size(tokenizer)
     dtype = np.dtype(np.uint16 if n_vocab <= 2**16 else np.int32)
     report: dict[str, Any] = {"vocab_size": n_vocab, "dtype": dtype.name}
@@ -56,7 +56,7 @@ def write(
         with _Writer(into / split, params.chunk_tokens, dtype) as writer:
             total = texts.count(clean / split)
             with console.progress(f"tokenizing {split}", total, "documents") as advance:
-                for batch in _encoded(encoder, end, clean / split):
+                for batch in _encoded(encoder, eos, clean / split):
                     tally.add(batch)
                     writer.add(batch.ids, batch.ends)
                     advance(len(batch.ends))
@@ -78,7 +78,7 @@ class _Batch:
     n_words: int
 
 
-def _encoded(encoder: Tokenizer, end: int, split: Path) -> Iterator[_Batch]:
+def _encoded(encoder: Tokenizer, eos: int, split: Path) -> Iterator[_Batch]:
     """Encode the documents of a split in their order, on all cores.
 
     `encode_batch_fast` spreads a batch over threads and lets go of the interpreter meanwhile; a second batch under
@@ -88,7 +88,7 @@ def _encoded(encoder: Tokenizer, end: int, split: Path) -> Iterator[_Batch]:
     further = texts.further(encoder)
     with ThreadPoolExecutor(_IN_FLIGHT - 1) as pool:
         for pieces in _batches(split, before_space=further is not None):
-            pending.append(pool.submit(_encode, encoder, further or encoder, end, pieces))
+            pending.append(pool.submit(_encode, encoder, further or encoder, eos, pieces))
             if len(pending) == _IN_FLIGHT:
                 yield pending.popleft().result()
         while pending:
@@ -111,7 +111,7 @@ def _batches(split: Path, before_space: bool) -> Iterator[list[tuple[str, bool, 
         yield batch
 
 
-def _encode(encoder: Tokenizer, further: Tokenizer, end: int, pieces: list[tuple[str, bool, bool]]) -> _Batch:
+def _encode(encoder: Tokenizer, further: Tokenizer, eos: int, pieces: list[tuple[str, bool, bool]]) -> _Batch:
     written = [text for text, _, _ in pieces]
     ids = array("i")
     ends = []
@@ -121,7 +121,7 @@ def _encode(encoder: Tokenizer, further: Tokenizer, end: int, pieces: list[tuple
             [encoding] = texts.encode(further, [text])
         ids.fromlist(encoding.ids)
         if last:
-            ids.append(end)
+            ids.append(eos)
             ends.append(len(ids))
     joined = "\n".join(written).encode()
     return _Batch(
@@ -162,7 +162,6 @@ class _Writer:
         self._litdata = BinaryWriter(str(folder), chunk_size=chunk_tokens, item_loader=TokensLoader())
         self._buffer = np.empty(chunk_tokens, dtype=dtype)
         self._filled = self._chunks = self._n_tokens = 0
-        self._digest = hashlib.sha256()
         self._starts = (folder / DOCUMENTS).open("wb")
         self._starts.write(np.int64(0).tobytes())
 
@@ -191,19 +190,18 @@ class _Writer:
     def _flush(self) -> None:
         if self._filled:
             chunk = self._buffer[: self._filled].copy()  # litdata keeps it until the next one comes
-            self._digest.update(chunk.tobytes())
             self._litdata[self._chunks] = chunk
             self._chunks += 1
             self._filled = 0
 
     def _settle_index(self) -> None:
-        """Put a digest of the tokens where litdata puts the time: it names litdata's cache of a remote set, so it must
-        change when the tokens do and, for equal files from equal input, only then. Add the digest of each file."""
+        """Add each file's digest, and put one of them all where litdata puts the time: it names litdata's cache of a
+        remote set, so it must change when the tokens do and, for equal files from equal input, only then."""
         path = self._folder / "index.json"
         index = json.loads(path.read_text(encoding="utf-8"))
-        index["updated_at"] = self._digest.hexdigest()
         names = [*(chunk["filename"] for chunk in index["chunks"]), DOCUMENTS]
         index["sha256"] = {name: sha256(self._folder / name) for name in names}
+        index["updated_at"] = hashlib.sha256("".join(index["sha256"].values()).encode()).hexdigest()
         path.write_text(json.dumps(index, sort_keys=True, indent=1) + "\n", encoding="utf-8")
 
 
