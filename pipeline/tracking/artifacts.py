@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from pipeline import hashing
-from pipeline.tracking.server import WandbError, scrubbed
+from pipeline.tracking.server import WandbError, redacted
 
 _ALIAS = 12  # characters of the content hash that a version is called by
 _BYTES_PER_SECOND = 200_000  # the slowest upload that is waited for
@@ -122,8 +122,7 @@ def metadata(content: Content, params: Any) -> dict[str, Any]:
     manifest = content.files.get("manifest.json")
     if manifest and manifest.stat().st_size <= _LARGEST_MANIFEST:
         about["manifest"] = json.loads(manifest.read_text(encoding="utf-8"))
-    clean: dict[str, Any] = scrubbed(about)
-    return clean
+    return dict(redacted(about))
 
 
 def aliases(content: Content) -> list[str]:

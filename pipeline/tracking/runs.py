@@ -230,7 +230,7 @@ def open_run(mode: Literal["online", "offline"], stage: str, config: dict[str, A
         job_type=stage,
         group=group,
         name=f"{stage} {group}",
-        config=server.scrubbed(config),
+        config=server.redacted(config),
         settings=settings,
         reinit="finish_previous",
         **where,

@@ -1,10 +1,12 @@
 """Whether W&B is wanted (from WANDB_* variables and `wandb login`), whether it answers, and its words without keys."""
 
+import json
 import os
 import re
 from typing import Any, Literal
 
 from pipeline.errors import UserError
+from pipeline.params import secrets
 
 Mode = Literal["online", "offline", "off"]
 
@@ -13,8 +15,6 @@ _OFFLINE = ("offline", "dryrun")
 _SWITCHED_OFF = "switched off by WANDB_MODE or WANDB_DISABLED"
 _LOGGED_OUT = "not logged in: run `wandb login`, or set WANDB_API_KEY"
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
-_LOGIN_IN_URL = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
-_SECRET_IN_URL = re.compile(r"(?<=[?&])([\w.-]*(?:key|token|secret|signature|sig)=)[^&\s\"']+", re.IGNORECASE)
 _STATUS = {
     401: "401, it does not know this key (WANDB_API_KEY, or what `wandb login` kept)",
     403: "403, this key may not write to the project",
@@ -27,7 +27,7 @@ class WandbError(Exception):
     """W&B cannot do what was asked; the text says why and holds no key."""
 
     def __init__(self, text: object) -> None:
-        super().__init__(" ".join(scrub(str(text)).split())[:300])
+        super().__init__(" ".join(redacted(str(text)).split())[:300])
 
 
 def mode() -> tuple[Mode, str]:
@@ -122,22 +122,10 @@ def _switched_off() -> bool:
     return os.environ.get("WANDB_MODE") == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1")
 
 
-def scrub(text: str) -> str:
-    """The text without the values of secret variables (…KEY…, …TOKEN…, …) and without logins and keys in addresses."""
-    for name, value in os.environ.items():
-        if _SECRET_NAME.search(name) and len(value) >= 8:
-            text = text.replace(value, "***")
-    for value in _kept_keys:
-        text = text.replace(value, "***")
-    return _SECRET_IN_URL.sub(r"\1***", _LOGIN_IN_URL.sub("***", text))
-
-
-def scrubbed(value: Any) -> Any:
-    """The same for every text in what JSON can hold."""
-    if isinstance(value, str):
-        return scrub(value)
-    if isinstance(value, dict):
-        return {key: scrubbed(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [scrubbed(item) for item in value]
-    return value
+def redacted(value: Any) -> Any:
+    """What JSON can hold, without values of secret variables (…KEY…, …TOKEN…, …) and logins and keys in addresses."""
+    text = json.dumps(value, ensure_ascii=False)
+    found = {secret for name, secret in os.environ.items() if _SECRET_NAME.search(name) and len(secret) >= 8}
+    for secret in found | _kept_keys:
+        text = text.replace(json.dumps(secret, ensure_ascii=False)[1:-1], "***")
+    return json.loads(secrets.redacted(text))

@@ -172,14 +172,14 @@ def test_a_public_repository_gets_nothing_that_was_to_be_private(folder: Path, s
     assert server.files == {}
 
 
-def test_a_refused_token_is_told_in_words_and_never_shown(folder: Path, server: ThreadingHTTPServer) -> None:
+def test_a_refused_token_is_answered_in_words_and_never_shown(folder: Path, server: ThreadingHTTPServer) -> None:
     done = pushed(folder, server, token="hf_another_token")
     assert "UserError: me/stories: the Hub refuses this login (401)" in done.stderr
     assert "hf_another_token" not in done.stdout + done.stderr
     assert server.files == {}
 
 
-def test_no_token_and_no_network_are_told_in_words(folder: Path, server: ThreadingHTTPServer) -> None:
+def test_no_token_and_no_network_are_answered_in_words(folder: Path, server: ThreadingHTTPServer) -> None:
     assert "log in with `hf auth login`, or set HF_TOKEN" in pushed(folder, server, token=None).stderr
     assert "UserError: me/stories: http://127.0.0.1:9 cannot be reached" in pushed(folder, None).stderr
 

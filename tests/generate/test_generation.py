@@ -342,17 +342,17 @@ def test_bytes_that_are_no_text_are_shown_as_such_and_do_not_hold_up_the_rest(by
 
 @settings(max_examples=50, deadline=None)
 @given(text=st.text("ab.\n", max_size=25), stop=st.text("ab.\n", min_size=1, max_size=4))
-def test_text_ends_before_a_stop_string_and_none_of_it_is_told(byte_words: Tokenizer, text: str, stop: str) -> None:
+def test_text_ends_before_a_stop_string_and_none_of_it_is_shown(byte_words: Tokenizer, text: str, stop: str) -> None:
     spelling = generation._Spelling(byte_words, byte_words.encode(stop[:1]).ids, (stop,))
-    told = ""
+    shown = ""
     for token in byte_words.encode(text).ids:
-        told += spelling.add(token)
-        assert text.partition(stop)[0].startswith(told)
+        shown += spelling.add(token)
+        assert text.partition(stop)[0].startswith(shown)
         if spelling.stopped:
             break
     else:
-        told += spelling.rest()
-    assert told == text.partition(stop)[0]
+        shown += spelling.rest()
+    assert shown == text.partition(stop)[0]
     assert spelling.stopped == (stop in text)
 
 

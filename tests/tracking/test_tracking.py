@@ -163,15 +163,15 @@ def test_wandb_login_is_enough_and_its_key_is_never_shown(
     wb.fault(403)
     with pytest.raises(UserError, match="403"):
         tracking.mirror()
-    assert server.scrub(f"refused: {KEY}") == "refused: ***"
+    assert server.redacted(f"refused: {KEY}") == "refused: ***"
     assert KEY not in "".join(capfd.readouterr())
 
 
 def test_a_full_disk_is_one_line(wb: WandbServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     monkeypatch.setattr(runs, "_LEAST_FREE", 2**60)
     run_stage("download")
-    told = capfd.readouterr().err.splitlines()
-    assert len(told) == 1 and "the disk is full" in told[0] and "the stage goes on" in told[0]
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and "the disk is full" in said[0] and "the stage goes on" in said[0]
 
 
 # A stage's run
@@ -415,16 +415,16 @@ def test_fault_in_the_middle(fault: int | str, only: str, wb: WandbServer, capsy
 
 
 @pytest.mark.usefixtures("impatient")
-def test_curves_that_did_not_arrive_are_told_and_sync_brings_them(
+def test_curves_that_did_not_arrive_are_named_and_sync_brings_them(
     wb: WandbServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with tracking.stage_run("train", CONFIG) as run:
         wb.close()
         run.log({"loss": 2.0}, tokens=100)
     wb.listen()
-    told = capsys.readouterr().err
-    assert told.count("warning") == 1
-    cli("sync", *told.split("`wandb sync ")[1].split("`")[0].split())
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1
+    cli("sync", *said.split("`wandb sync ")[1].split("`")[0].split())
     assert [row["tokens"] for row in wb.jobs()["train"].rows] == [100]
 
 
