@@ -17,6 +17,7 @@ from pathlib import Path
 import typer
 
 from pipeline import console, tracking
+from pipeline.documents.decoding import decoded
 from pipeline.errors import UserError
 from pipeline.generate.chat import Chat
 from pipeline.generate.generation import Completion, Generator
@@ -116,17 +117,18 @@ def _read_line(prompt: str) -> str | None:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, a prompt each; UserError for a blank one."""
+    """The lines of a text file, a prompt each; UserError for a blank one, and for a file that is no text."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            lines = [line.removesuffix("\n") for line in file]
+        with path.open("rb") as file:
+            lines = "".join(decoded(file)).removesuffix("\n").split("\n")
     except FileNotFoundError:
         raise UserError(f"--prompts-file {path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts-file {path} is no UTF-8 text ({error})") from None
-    blank = [number for number, line in enumerate(lines, 1) if not line.strip()]
-    if blank or not lines:
-        raise UserError(f"--prompts-file {path}: line {blank[0] if blank else 1} is empty; one prompt a line")
+    except OSError as error:
+        raise UserError(f"--prompts-file {path}: {error.strerror}") from None
+    except UserError as error:
+        raise UserError(f"--prompts-file {path}: {error}") from None
+    if blank := [number for number, line in enumerate(lines, 1) if not line.strip()]:
+        raise UserError(f"--prompts-file {path}: line {blank[0]} is empty; one prompt a line")
     return lines
 
 

@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from pipeline import hashing, params
-from pipeline.cli import doctor
+from pipeline.cli import doctor, terminal
 from pipeline.cli.app import app
 from pipeline.cli.compose import compose
 from pipeline.cli.terminal import opened
@@ -128,8 +128,22 @@ def test_generate_refuses_in_words_with_exit_code_2(
     assert words in err
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_prompts_come_from_any_file_that_says_its_encoding(tmp_path: Path, encoding: str, end: str) -> None:
+    prompts = ["Once upon", "A\u2028cat\x85 \x0bsat", "你好 é"]
+    (tmp_path / "prompts.txt").write_bytes((end.join(prompts) + end).encode(encoding))
+    assert terminal.read_prompts(tmp_path / "prompts.txt") == prompts
+
+
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"one\n\nthree\n", "line 2 is empty"), (b"", "line 1 is empty"), (b"\xff\xfe", "no UTF-8")]
+    ("content", "words"),
+    [
+        (b"one\n\nthree\n", "line 2 is empty"),
+        (b"", "line 1 is empty"),
+        ("Une soirée à la forêt\n".encode("cp1252"), "not UTF-8"),
+        ("Once upon\n".encode("utf-16-le"), "a NUL"),
+    ],
 )
 def test_a_file_of_prompts_must_hold_a_prompt_a_line(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "prompts.txt").write_bytes(content)
