@@ -16,6 +16,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from pipeline.files import written_whole
 
@@ -44,6 +45,22 @@ def new(width: float, height: float, **labels: Any) -> tuple[Figure, Axes]:
     """A figure of `width` x `height` inches and its axes; labels: xlabel, ylabel, title, xscale, …"""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot(**labels)
+
+
+def loss_curve(points: dict[str, list[tuple[float, float]]], width: float, height: float) -> Figure:
+    """Loss over tokens on logarithmic axes: `points` of "train" as a line, of "validation" as dots on a line."""
+    figure, axes = new(width, height, xlabel="tokens", ylabel="loss, nats per token", xscale="log", yscale="log")
+    looks: dict[str, Any] = {
+        "train": {"color": FIRST, "lw": 1.2},
+        "validation": {"color": SECOND, "marker": "o", "ms": 4},
+    }
+    for name, series in points.items():
+        axes.plot(*zip(*series, strict=True), label=name, **looks[name])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.legend()
+    return figure
 
 
 def heat_map(values: np.ndarray, rows: list[str], columns: list[str], xlabel: str, width: float) -> Figure:

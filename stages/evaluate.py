@@ -22,7 +22,11 @@ def main(
 
         stages = reports.read(REPORTS)
         figures, details = evaluate.evaluate(job.params, CHECKPOINT, TOKENS, CLEAN, stages)
-        of_run = {"model": job.params.export.name, "experiment": os.environ.get("DVC_EXP_NAME"), "commit": git_commit()}
+        of_run = {
+            "model": job.params.export.name,
+            "experiment": os.environ.get("DVC_EXP_NAME"),
+            "commit": (git_commit() or "")[:12],
+        }
         evaluate.present(details, stages, of_run, REPORTS)
         shown = ("prompt", "temperature", "text")
         job.run.log_table("samples", shown, [[story[k] for k in shown] for story in details["samples"]["stories"]])

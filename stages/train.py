@@ -1,5 +1,6 @@
 """Train the model on data/tokens into models/litgpt, going on where a stopped run of the same parameters was."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,6 +64,7 @@ def main(
             speed += f" ({console.duration(report['seconds'])} of training in all sessions); this one"
         metrics = {name: report[name] for name in ("val_loss", "tokens", "tokens_per_second")}
         metrics |= {"parameters": report["parameters"]["total"], "active_parameters": report["parameters"]["active"]}
+        report["finished"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         job.finish(report, wrote=[CHECKPOINT], summary=f"{loss}, {speed}", metrics=metrics)
 
 

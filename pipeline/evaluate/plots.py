@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import StrMethodFormatter
 
-from pipeline.plotting import FIRST, INK, LINE, MUTED, SECOND, heat_map, new, save, style
+from pipeline.plotting import FIRST, INK, LINE, MUTED, SECOND, heat_map, loss_curve, new, save, style
 
 Curve = dict[str, list[tuple[float, float]]]  # the points of train and validation: tokens seen, loss
 Drawn = tuple[Figure, list[dict[str, Any]]]  # and the rows of its CSV; no rows: no CSV
@@ -46,17 +46,7 @@ def draw(details: dict[str, Any], curve: Curve, into: Path) -> dict[str, str]:
 
 
 def _curve(details: dict[str, Any]) -> Drawn | None:
-    if not details["curve"]:
-        return None
-    figure, axes = new(_WIDTH, _HEIGHT, xlabel="tokens", ylabel="loss, nats per token", xscale="log", yscale="log")
-    looks: dict[str, Any] = {"train": {"lw": 1.2}, "validation": {"color": SECOND, "marker": "o", "ms": 4}}
-    for name, points in details["curve"].items():
-        axes.plot(*zip(*points, strict=True), label=name, **{"color": FIRST, **looks[name]})
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.legend()
-    return figure, []
+    return (loss_curve(details["curve"], _WIDTH, _HEIGHT), []) if details["curve"] else None
 
 
 def _by_position(details: dict[str, Any]) -> Drawn:

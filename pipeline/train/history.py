@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from dvclive import Live
 
 from pipeline import plotting, tracking
@@ -120,18 +121,13 @@ def plots_of(history: History, layers: list[list[int]], into: Path) -> None:
         for name, column, rows in (("loss", "lm_loss", train), ("val_loss", "val_loss", val)):
             with (partial / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([("step", "tokens", column), *rows])
-        figure, axes = plotting.new(7, 4, title="Loss", xlabel="tokens", ylabel="loss, nats per token")
-        axes.plot([at for _, at, _ in train], [y for *_, y in train], label="train", color=plotting.FIRST, linewidth=1)
-        axes.plot([at for _, at, _ in val], [y for *_, y in val], label="val", color=plotting.SECOND, marker="o")
-        axes.legend()
+        points = {"train": [(float(at), y) for _, at, y in train], "validation": [(float(at), y) for _, at, y in val]}
+        figure = plotting.loss_curve({name: series for name, series in points.items() if series}, 7, 4)
+        figure.suptitle("Loss", fontsize=11)
         plotting.save(figure, partial / "loss.png")
         if layers:
-            width, height = 1.8 + 0.5 * len(layers[0]), 1.5 + 0.4 * len(layers)
-            title = "Load of each expert (even: 1.0)"
-            figure, axes = plotting.new(width, height, title=title, xlabel="expert", ylabel="layer")
-            shares = [[count * len(row) / max(1, sum(row)) for count in row] for row in layers]
-            figure.colorbar(axes.imshow(shares, aspect="auto", vmin=0, vmax=2, cmap="viridis"))
-            axes.grid(visible=False)
-            axes.set_xticks(range(len(layers[0])), [str(i + 1) for i in range(len(layers[0]))])
-            axes.set_yticks(range(len(layers)), [str(i) for i in history.moe_layers])
+            load = np.array(layers) / np.maximum(1, np.mean(layers, axis=1, keepdims=True))
+            names, columns = [f"layer {i}" for i in history.moe_layers], [str(e) for e in range(load.shape[1])]
+            figure = plotting.heat_map(load, names, columns, "expert", 7)
+            figure.suptitle("Load of each expert at the end of training, over an even share", fontsize=11)
             plotting.save(figure, partial / "experts.png")
