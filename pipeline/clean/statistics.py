@@ -21,7 +21,7 @@ from pipeline.params import Clean
 
 _EXAMPLES, _EXAMPLE_CHARS = 3, 300
 _SOURCES = 20  # that the report names; a corpus of many files would make it as long as itself
-_EDGES = 2.0 ** np.arange(0, 31, 0.125)  # of the length histogram, bytes
+_EDGES = 2.0 ** np.arange(0, 40, 0.125)  # of the length histogram, bytes
 
 
 class Statistics:
@@ -120,7 +120,7 @@ class Statistics:
 
     def draw(self, plots: Path) -> None:
         """Write funnel.png and lengths.png."""
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
         report = self.report()
         labels = ["raw", *(name.replace("_", " ") for name in report["steps"])]
@@ -142,11 +142,13 @@ class Statistics:
             axes.stairs(self._lengths_out, _EDGES, label="clean", linewidth=1.8, color=plotting.FIRST)
             used = np.flatnonzero(self._lengths_in + self._lengths_out)
             axes.set_xscale("log")
-            axes.set_xlim(_EDGES[max(0, used[0] - 1)] if len(used) else 1, _EDGES[used[-1] + 2] if len(used) else 2)
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+            low, high = (_EDGES[max(0, used[0] - 1)], _EDGES[used[-1] + 2]) if len(used) else (1, 2)
+            axes.set_xlim(low, high)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(thousands)
             axes.yaxis.set_major_formatter(thousands)
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             axes.legend()
             plotting.save(figure, plots / "lengths.png")
 
