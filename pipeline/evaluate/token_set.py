@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from pipeline.errors import UserError
-from pipeline.tokens import store
+from pipeline.tokens.store import TokenStore
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def whole(tokens_folder: Path, clean_folder: Path) -> TokenSet:
 
 def beginning(tokens_folder: Path, clean_folder: Path, max_bytes: int | None) -> TokenSet:
     """The first documents of a split, as many as fit in `max_bytes` of text (at least one); None: all."""
-    tokens, starts = store.TokenStore(tokens_folder), np.asarray(store.documents(tokens_folder))
+    tokens = TokenStore(tokens_folder)
+    starts = np.asarray(tokens.documents())
     texts: list[str] = []
     sources: list[str] = []
     n_bytes = 0
@@ -99,7 +100,8 @@ def sample(tokens_folder: Path, tokenizer: Tokenizer, n_tokens: int) -> TokenSet
 
     The texts are what the tokenizer makes of the tokens, which is the text itself for every lossless tokenizer.
     """
-    tokens, starts = store.TokenStore(tokens_folder), np.asarray(store.documents(tokens_folder))
+    tokens = TokenStore(tokens_folder)
+    starts = np.asarray(tokens.documents())
     n_documents = len(starts) - 1
     wanted = min(n_documents, max(1, round(n_documents * n_tokens / tokens.n_tokens)))
     chosen = np.arange(wanted) * n_documents // wanted

@@ -155,11 +155,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def documents(folder: Path) -> np.ndarray:
-    """`TokenStore.documents` of a folder."""
-    return TokenStore(folder).documents()
-
-
 def _dtype(data_format: str) -> np.dtype:
     """litdata's name of a token type, e.g. "no_header_numpy:5", through its own tables."""
     kind, number = data_format.split(":")

@@ -13,7 +13,7 @@ from pipeline.generate.generation import Completion, Generator
 from pipeline.model.build import MoEGPT
 from pipeline.params import Params
 from pipeline.tokens import tokenizer as vocabulary
-from pipeline.tokens.store import TokenStore, documents
+from pipeline.tokens.store import TokenStore
 
 
 def test_distinct_and_repetition_by_hand() -> None:
@@ -27,7 +27,7 @@ def test_distinct_and_repetition_by_hand() -> None:
 def test_a_copied_story_is_found_and_marked(work: Path) -> None:
     tokenizer = vocabulary.load(work / "data/tokenizer")
     store = TokenStore(work / "data/tokens/train")
-    starts = documents(work / "data/tokens/train")
+    starts = store.documents()
     index = Index(store.read(0, store.n_tokens))
     story = tokenizer.decode(store.read(int(starts[3]), int(starts[4]) - 1).tolist())
     assert story.rstrip(" \"'”").endswith((".", "!", "?"))
