@@ -45,7 +45,9 @@ def _zip(stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
         found = archive.infolist()
         stream.seek(0)
         if stream.read(4) == b"PK\x03\x04" and min((member.header_offset for member in found), default=1):
-            raise UserError("it holds files that its list does not name, as two archives one after the other would")
+            raise UserError(
+                "it contains files that its directory does not list, as two archives joined into one do; unpack it"
+            )
         for member in found:
             if member.flag_bits & 1:
                 raise UserError(f"{member.filename} is encrypted; unpack the archive and give the folder")

@@ -75,9 +75,9 @@ def decoded(stream: IO[bytes]) -> Iterator[str]:
             raise UserError(f"line {line}, byte {start}: not {name} ({byte}); {advice}") from None
         if "\0" in text:
             line += text.count("\n", 0, text.index("\0"))
-            raise UserError(f"line {line}: a NUL, which text does not hold; {_advice(block, 0)}")
+            raise UserError(f"line {line}: a NUL character, which text never contains; {_advice(block, 0)}")
         if seen <= CHUNK and _is_binary(text):
-            raise UserError("more than 1 in 100 characters are control characters: it is not text")
+            raise UserError("more than 1 in 100 characters are control characters: this is not text")
         line += text.count("\n")
         if text:
             yield text
@@ -95,7 +95,9 @@ def _advice(block: bytes, bad: int) -> str:
     valid = block.decode(errors="ignore")
     several = sum(len(character.encode()) for character in valid if character > "\x7f")
     if bad and several > len(block) - len(valid.encode()):
-        return "the rest is UTF-8, so the file is damaged there; mend it, or drop such bytes: `iconv -c -t UTF-8`"
+        return (
+            "the rest is UTF-8, so this place is damaged; repair it, or drop such bytes: `iconv -c -f UTF-8 -t UTF-8`"
+        )
     start = max(0, bad - 4096) & ~3
     found = from_bytes(block[start : start + 8192], cp_isolation=_USUAL)
     names = {}
@@ -108,5 +110,5 @@ def _advice(block: bytes, bad: int) -> str:
         names[encoding.upper().replace("UTF_16_", "UTF-16").replace("_", "-")] = repr(shown[0] if shown else text)
     if not names:
         return "no usual encoding gives text: it is binary, or damaged"
-    maybe = ", or ".join(f"{name} (then it reads {text})" for name, text in names.items())
+    maybe = ", or ".join(f"{name} (it would read {text})" for name, text in names.items())
     return f"it may be {maybe}; convert it: `iconv -f {next(iter(names))} -t UTF-8`"

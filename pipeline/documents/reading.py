@@ -46,7 +46,7 @@ Opener = Callable[[], AbstractContextManager[IO[bytes]]]
 
 @dataclass(frozen=True)
 class How:
-    """Where the text stands in a file (see the params of the same names)."""
+    """Where the text is in a file (see the params of the same names)."""
 
     text_column: str
     split: str
@@ -114,7 +114,7 @@ def in_words(name: str, read: Callable[[], int] = lambda: 0) -> Iterator[None]:
 def settle(files: Iterable[tuple[str, Opener]], how: How, guesses: Counter[str]) -> How:
     """How the files of one source are read: `split: auto` becomes `whole` where each text file is one document.
 
-    It is where most text files are short and without separator, and have at most as many parts as there are files.
+    That is so where most text files are short, have no separator, and have at most as many parts as there are files.
     files: (name, function that opens it), each opened before the next is asked for.
     """
     sizes: list[int] = []
@@ -228,11 +228,11 @@ class Reader:
         warn_left_out(shown(self.name), left_out)
 
     def _split(self, stream: IO[bytes]) -> Iterator[tuple[str, str]]:
-        """The documents of a text. One that is white space alone is one document, to be dropped."""
+        """The documents of a text. A text of only white space is one document, to be dropped."""
         how, chunks = self.how.split, splitting.from_first_text(decoded(stream))
         first = next(chunks, "")
         if how == "auto":
-            how = self._guessed(first)
+            how = self._guessed(first) if first.strip() else "whole"
         found = splitting.split(itertools.chain([first], chunks), how, self.how.separator)
         for number, text in enumerate(itertools.chain([next(found, "")], found), start=1):
             yield f"document {number}", text
@@ -244,8 +244,8 @@ class Reader:
             console.say(f"{shown(self.name)}: split: auto takes {key}: {guess.look}")
             if not guess.sure:
                 console.warn(
-                    f"{shown(self.name)}: no way to split it gives documents of like length; {guess.how} is the "
-                    "safest. Look at `moe preview`, set download.split and download.separator, or give JSON lines"
+                    f"{shown(self.name)}: no way to split it gives documents of similar length; {guess.how} "
+                    "is the safest. Try `moe preview`, set download.split and download.separator, or give JSON lines"
                 )
         self.guesses[key] += 1
         return guess.how

@@ -1,4 +1,4 @@
-"""How one text file falls into documents: by mark, by line, by blank line or whole, or as `guess` says.
+"""How one text file is split into documents: by separator, line or blank line, not at all, or as `guess` says.
 
 for document in split(chunks, "blank_lines", "<|endoftext|>"): ...
 guess(sample, "<|endoftext|>").how          # "lone_newlines"
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pipeline.errors import UserError
 
-MAX_DOCUMENT_CHARS = 32 * 2**20  # what is held in memory at once; longer is a file with other marks than thought
+MAX_DOCUMENT_CHARS = 32 * 2**20  # held in memory at once; a longer document comes from another kind of separation
 BOUNDARIES = {
     "lines": r"\n(?:\s*\n)?",
     "blank_lines": r"\n\s*\n",
@@ -28,7 +28,7 @@ _ALIKE = 8  # the longest documents, but for a tenth, have at most this times th
 _FEW = 5  # too few documents to compare
 _LONG_GAP = re.compile(r"\n\s{64,}\n")
 _SHORT = 2**18  # a sample of so many characters is the whole file
-_RARE = 50  # a mark that comes once in more documents than this is mentioned, not set
+_RARE = 50  # a separator found once in more documents than this is only mentioned
 
 
 class Guess(NamedTuple):
@@ -45,9 +45,9 @@ def split(chunks: Iterable[str], how: str, separator: str) -> Iterator[str]:
     """Yield the documents of a text that arrives in chunks (line ends are `\\n`).
 
     how: separator | separator_lines (it stands alone on a line) | lines | blank_lines | wide_blank_lines (two or more;
-    one stands between paragraphs) | lone_newlines (blank lines stand between paragraphs, and a newline between two
-    lines of text ends the document; TinyStories samples look like this) | whole.
-    What is only white space counts as a document between two separators alone.
+    one separates paragraphs) | lone_newlines (blank lines separate paragraphs, and a newline between two lines of
+    text ends the document; TinyStories samples look like this) | whole.
+    Between two separators, what is only white space counts as a document: the empty text.
     Raises UserError for a document of more than MAX_DOCUMENT_CHARS characters.
     """
     marked = how.startswith("separator")
@@ -78,7 +78,7 @@ def from_first_text(chunks: Iterable[str]) -> Iterator[str]:
 def guess(sample: str, separator: str) -> Guess:
     """How a text that begins with `sample` should be split.
 
-    A real way to split shows in the lengths: documents of one file are alike, what falls between chance marks is not.
+    The right way shows in the lengths: documents of one file are similar, pieces between chance marks are not.
     """
     by_layout = _by_layout(sample)
     places = [found.start() for found in re.finditer(re.escape(separator), sample)]
@@ -91,7 +91,7 @@ def guess(sample: str, separator: str) -> Guess:
     if rare or 2 * set_apart < len(places):
         return by_layout._replace(why=f"{by_layout.why}; {separator} is only mentioned")
     how = "separator_lines" if alone > 0.9 * len(places) else "separator"
-    return _guess(sample, how, f"{separator} stands between documents", separator)
+    return _guess(sample, how, f"{separator} separates documents", separator)
 
 
 def _by_layout(sample: str) -> Guess:
@@ -110,12 +110,12 @@ def _by_layout(sample: str) -> Guess:
         return _guess(sample, "whole", "it has no blank lines, and its lines break within sentences")
     tried = []
     if lone and len(lone) < gaps and long_lines and ended:
-        why = "blank lines stand between paragraphs, and the rarer single line breaks end documents"
+        why = "blank lines separate paragraphs, and the rarer single line breaks end documents"
         tried.append(_guess(sample, "lone_newlines", why))
     if _FEW <= len(_lengths(sample, "wide_blank_lines")) <= gaps / 2:
-        why = "single blank lines stand between paragraphs, and wider gaps between documents"
+        why = "single blank lines separate paragraphs, and wider gaps separate documents"
         tried.append(_guess(sample, "wide_blank_lines", why))
-    tried.append(_guess(sample, "blank_lines", "blank lines stand between blocks of text"))
+    tried.append(_guess(sample, "blank_lines", "blank lines separate blocks of text"))
     if len(lone) > 10 * gaps and (long_lines or ended):
         by_line = _guess(sample, "lines", "its lines are whole sentences, and blank lines are rare")
         tried.insert(0 if gaps < _FEW and long_lines else len(tried), by_line)
@@ -128,12 +128,11 @@ def _guess(sample: str, how: str, why: str, separator: str = "") -> Guess:
     first = next(split([sample], how, separator), "")
     tenth = len(lengths) // 10
     sure = len(lengths) < _FEW or lengths[-1 - tenth] <= _ALIKE * lengths[tenth]
-    look = f"{len(lengths):,} documents" if len(lengths) > 1 else "one document"
-    look += (
-        f" in its first {len(sample):,} characters, of {lengths[0]:,} to {lengths[-1]:,}, median {median(lengths):,.0f}"
-    )
-    look += f"; the first begins {first[:60]!r}"
-    return Guess(how, why, look, sure)
+    look = f"one document of {lengths[0]:,} characters"
+    if len(lengths) > 1:
+        look = f"{len(lengths):,} documents in its first {len(sample):,} characters, "
+        look += f"of {lengths[0]:,} to {lengths[-1]:,}, median {median(lengths):,.0f}"
+    return Guess(how, why, f"{look}; the first begins {first[:60]!r}", sure)
 
 
 def _lengths(sample: str, how: str, separator: str = "") -> list[int]:
@@ -143,7 +142,7 @@ def _lengths(sample: str, how: str, separator: str = "") -> list[int]:
 
 
 def _ends_a_document(text: str, start: int, end: int) -> bool:
-    """Whether a mark stands at an end of its line or after the end of a sentence, as none does that is mentioned."""
+    """Whether the separator is at an end of its line or after a sentence, where a mere mention seldom is."""
     before, after = text[max(0, start - 80) : start].rpartition("\n")[2].rstrip(), text[end : end + 80]
     return not before or not after.partition("\n")[0].strip() or bool(re.search(r"[.!?…。！？][\"'”’»」』)]*$", before))
 
@@ -156,7 +155,7 @@ def _boundary(how: str, separator: str) -> re.Pattern[str]:
 
 
 def _pieces(chunks: Iterable[str], boundary: re.Pattern[str]) -> Iterator[str]:
-    """What stands between the boundaries; UserError for a piece beyond MAX_DOCUMENT_CHARS."""
+    """What is between the boundaries. Raises UserError for a piece beyond MAX_DOCUMENT_CHARS."""
     rest = ""
     for chunk in itertools.chain(chunks, [None]):
         rest, start = rest + (chunk or ""), 0
@@ -169,7 +168,7 @@ def _pieces(chunks: Iterable[str], boundary: re.Pattern[str]) -> Iterator[str]:
         if len(rest) > MAX_DOCUMENT_CHARS:
             raise UserError(
                 f"the document that begins {rest[:60]!r} is longer than {MAX_DOCUMENT_CHARS:,} characters; "
-                "choose how the file falls into documents (download.split, download.separator)"
+                "choose how the file is split into documents (download.split, download.separator)"
             )
     if rest:
         yield rest

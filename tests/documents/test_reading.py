@@ -168,20 +168,26 @@ def test_hidden_folders_of_an_archive_are_left_out_with_one_warning(capsys: pyte
 LATIN1 = "One line.\nA caf\xe9.\n".encode("latin-1")
 MANY_MEMBERS = as_tar({f"{number}.jsonl": as_jsonl([story]) for number, story in enumerate(STORIES)})
 BAD = {
-    "latin1.txt": (LATIN1, r"line 2, byte 15: not UTF-8 \(byte 0xe9\); it may be CP1252 \(then it reads 'A café"),
+    "latin1.txt": (LATIN1, r"line 2, byte 15: not UTF-8 \(byte 0xe9\); it may be CP1252 \(it would read 'A café"),
     "gbk.txt": (
         "从前有一个孩子，他有一只羊。\n".encode("gbk"),
-        "GB18030 .then it reads '从前.*iconv -f GB18030",
+        "GB18030 .it would read '从前.*iconv -f GB18030",
     ),
-    "russian.txt": ("Жили-были дед да баба.\n".encode("cp1251"), r"it may be CP1251 \(then it reads 'Жили"),
-    "utf16-nobom.txt": ("Once upon a time.\n".encode("utf-16-le") * 9, r"line 1: a NUL.*it may be UTF-16LE"),
-    "utf16-nobom.jsonl": (as_jsonl(STORIES).decode().encode("utf-16-be"), r"line 1: a NUL.*it may be UTF-16BE"),
-    "one-byte.txt": (as_text(STORIES)[:-1] + b"\xff.", r"not UTF-8 \(byte 0xff\); the rest is UTF-8.*damaged there"),
+    "russian.txt": ("Жили-были дед да баба.\n".encode("cp1251"), r"it may be CP1251 \(it would read 'Жили"),
+    "utf16-nobom.txt": ("Once upon a time.\n".encode("utf-16-le") * 9, r"line 1: a NUL character.*it may be UTF-16LE"),
+    "utf16-nobom.jsonl": (
+        as_jsonl(STORIES).decode().encode("utf-16-be"),
+        r"line 1: a NUL character.*it may be UTF-16BE",
+    ),
+    "one-byte.txt": (
+        as_text(STORIES)[:-1] + b"\xff.",
+        r"not UTF-8 \(byte 0xff\); the rest is UTF-8.*this place is damaged",
+    ),
     "noise.txt": (random.Random(0).randbytes(9000), "not UTF-8 .*it is binary, or damaged"),
     "picture.txt": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\1\0" * 9, "not UTF-8 .*it is binary, or damaged"),
     "saved.txt": (b"\xef\xbb\xbf<!-- saved from url=(0022)http://a.b/ -->\n<html>", "content is an HTML page"),
     "cut-utf16.txt": ("A story.".encode("utf-16")[:-1], r"not UTF-16 .*truncated"),
-    "controls.txt": (bytes(range(1, 9)) * 99, "control characters: it is not text"),
+    "controls.txt": (bytes(range(1, 9)) * 99, "control characters: this is not text"),
     "pointer.txt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer.*git lfs pull"),
     "pointer.parquet": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer.*git lfs pull"),
     "pointer.jsonl.gz": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer"),
@@ -216,7 +222,7 @@ BAD = {
     "climbs.tar": (as_tar({"/etc/evil.txt": b"a"}), r"/etc/evil\.txt: a path that climbs out"),
     "page.parquet": (with_a_broken_page(as_parquet(STORIES * 9)), "damaged or cut short after 0 documents"),
     "encrypted.zip": (encrypted(as_zip({"a.txt": b"a"})), r"a\.txt is encrypted; unpack the archive"),
-    "two.zip": (as_zip({"a.txt": b"a"}) + as_zip({"b.txt": b"b"}), "two archives one after the other"),
+    "two.zip": (as_zip({"a.txt": b"a"}) + as_zip({"b.txt": b"b"}), "two archives joined into one"),
     "deep.zip": (as_zip({"b.zip": as_zip({"c.zip": as_zip({"a.txt": b"a"})})}), "an archive in an archive in an"),
     "link.zip": (as_zip({"a.txt": b"a", "b.txt": b"a.txt"}, links=("b.txt",)), r"b\.txt is a link"),
     "inner.zip": (as_zip({"a/b.jsonl": b"nonsense"}), r"a/b\.jsonl: line 1: not JSON"),

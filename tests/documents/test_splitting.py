@@ -86,7 +86,9 @@ def test_where_no_way_of_splitting_gives_alike_documents_it_says_so(capsys: pyte
     blocks = [" ".join(["word"] * min(2000, int(draw.paretovariate(0.5)))) + "." for _ in range(300)]
     assert len(read("\n\n".join(blocks).encode(), "a.txt")) == 300
     said = capsys.readouterr()
-    assert "no way to split it gives documents of like length; blank_lines is the safest" in " ".join(said.err.split())
+    assert "no way to split it gives documents of similar length; blank_lines is the safest" in " ".join(
+        said.err.split()
+    )
     assert "300 documents in its first" in said.out
     assert "the first begins 'word" in said.out
 
