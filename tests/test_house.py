@@ -120,3 +120,13 @@ def test_dvc_yaml_is_read_at_a_glance() -> None:
     assert len(text.splitlines()) <= 170
     for name, stage in yaml.safe_load(text)["stages"].items():
         assert len([dep for dep in stage["deps"] if dep.startswith(("pipeline", "stages"))]) <= 8, name
+
+
+def test_each_plot_that_dvc_draws_is_an_output_of_a_stage() -> None:
+    """Of a file that a revision does not have, `dvc plots` warns."""
+    project = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))
+    outs = [out for stage in project["stages"].values() for out in stage["outs"]]
+    files = []
+    for plot in project["plots"]:
+        files += [plot] if isinstance(plot, str) else [file for entry in plot.values() for file in entry["y"]]
+    assert [file for file in files if not any(Path(file).is_relative_to(out) for out in outs)] == []
