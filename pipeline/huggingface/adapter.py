@@ -52,7 +52,7 @@ class Adapter:
     """One transformers class. The attributes are its table; the methods are overridden where a table does not do."""
 
     name: ClassVar[str]  # the class in transformers
-    gguf: ClassVar[str]  # the architecture in llama.cpp
+    gguf: ClassVar[str | None] = None  # the architecture in llama.cpp, if there is one
     only: ClassVar[dict[str, Any]] = {}  # what a field of params.Model must be for the class to compute the model
     gguf_only: ClassVar[dict[str, Any]] = {}  # and for llama.cpp besides
     settings: ClassVar[dict[str, str]] = {  # field of params.Model → its key in config.json

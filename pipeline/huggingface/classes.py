@@ -46,10 +46,12 @@ def gguf_architecture(model: "Model") -> str:
     What each can do is in llama.cpp's src/models/{llama,qwen3,qwen2moe,qwen3moe,glm4-moe}.cpp.
     """
     adapter = adapter_of(model)
+    if adapter.gguf is None:
+        raise ValueError(f"export.gguf: llama.cpp has no architecture for {adapter.name}; take []")
     for field, value in different(model, adapter.gguf_only).items():
         raise ValueError(
-            f"{_said(field, getattr(model, field))}: llama.cpp's {adapter.gguf} computes only {_said(field, value)}; "
-            "take that, or export.gguf: []"
+            f"model.{_said(field, getattr(model, field))}: llama.cpp's {adapter.gguf} computes only "
+            f"{_said(field, value)}; take that, or export.gguf: []"
         )
     return adapter.gguf
 

@@ -8,9 +8,6 @@ Legend: B batch, T time, V vocabulary, N tokens, E experts.
 
 import copy
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +108,8 @@ def compare(model: build.MoEGPT, folder: Path, vocab_size: int, seed: int = 0) -
 def load(folder: Path) -> PreTrainedModel:
     """The folder's model by plain transformers, in float32; RuntimeError if a weight is missing or left over."""
     options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
-    with _quiet():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    transformers_logging.disable_progress_bar()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     theirs, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info[kind]:
@@ -183,17 +180,3 @@ def _randomize(model: build.MoEGPT) -> None:
             weight.copy_(0.1 * noise)
         else:
             weight.copy_(noise / weight.shape[-1] ** 0.5)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars, and torch's remark on weights of width 0."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
-            yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -39,10 +39,7 @@ class Params(Section):
                 f"allowed: 1 to model.block_size = {self.model.block_size}"
             )
         if self.export.gguf:
-            try:
-                gguf_architecture(self.model)
-            except ValueError as error:
-                raise ValueError(f"model.{error}") from None
+            gguf_architecture(self.model)  # raises where llama.cpp has none
             if self.tokenizer.kind not in ("train", "pretrained"):
                 raise ValueError(
                     f"export.gguf: llama.cpp has no tokenizer of kind {self.tokenizer.kind}; take [] or kind: train"

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,6 @@ from pipeline.huggingface.classes import adapter_of
 from pipeline.model import build, checkpoint_folder
 from tests.isolation import WITHOUT_OUR_CODE
 from tests.model.small import ROOT, tiny
-
-pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # experts of width 0
 
 STRETCHED = params.RopeScaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_block_size=32)
 DENSE = {"n_expert": 0, "n_expert_per_token": 0}
@@ -139,8 +136,7 @@ def test_any_model_that_params_allow_has_a_place_for_every_weight_in_its_class(
 ) -> None:
     state = build.build(model, 20).state_dict()
     written = weights.to_huggingface(state, model, 64)
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's remark on weights of width 0
+    with torch.device("meta"):
         theirs = AutoModelForCausalLM.from_config(weights.transformers_config(model, 64))
     sizes = {name: weight.numel() for name, weight in theirs.state_dict().items()}
     if model.tie_embeddings:
@@ -376,6 +372,17 @@ def test_litgpt_converts_the_checkpoint_to_the_weights_of_the_export(
 def test_a_model_without_a_transformers_class_is_refused_with_its_params(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=key):
         tiny(**changes)
+
+
+def test_what_no_class_computes_names_the_nearest_that_would() -> None:
+    with pytest.raises(ValueError, match=r"norm_qk: true, n_shared_expert: 1, router: softmax: no transformers class"):
+        tiny(norm_qk=True, n_shared_expert=1)
+    take = (
+        r"take norm_qk: false \(Qwen2MoeForCausalLM\) or n_shared_expert: 0 \(Qwen3MoeForCausalLM\) "
+        r"or router: sigmoid \(Glm4MoeForCausalLM\)"
+    )
+    with pytest.raises(ValueError, match=take):
+        tiny(norm_qk=True, n_shared_expert=1)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
