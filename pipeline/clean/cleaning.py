@@ -34,8 +34,7 @@ from daft import DataType, Series, col
 from daft.exceptions import DaftCoreException
 
 from pipeline import console
-from pipeline.clean import duplicates, splits
-from pipeline.clean.decontamination import overlaps
+from pipeline.clean import decontamination, duplicates, splits
 from pipeline.clean.rules import JUDGED, active, judge
 from pipeline.clean.statistics import Statistics, in_words
 from pipeline.documents.shards import Shards, byte_lengths, tables
@@ -54,6 +53,7 @@ def clean(params: Clean, raw: Path, into: Path, plots: Path, runner: str | None 
 
     runner: native | ray; None: ray when RAY_ADDRESS is set. Raises UserError where nothing could be trained on.
     """
+    decontamination.check(params)
     shards, digests = _raw_shards(raw)
     address = os.environ.get("RAY_ADDRESS")
     use_runner(runner or ("ray" if address else "native"), address)
@@ -215,7 +215,7 @@ def _write(params: Clean, work: Path, folder: Path, documents: duplicates.Docume
             for number, ngrams in blocked:
                 candidates = np.flatnonzero((reason == 0) & ~is_val)
                 texts = table.column("text").take(pa.array(candidates)).combine_chunks()
-                reason[candidates[overlaps(texts, params.decontaminate_ngram, ngrams)]] = number
+                reason[candidates[decontamination.overlaps(texts, params.decontaminate_ngram, ngrams)]] = number
             table = table.append_column("id", pa.array([f"{key:016x}" for key in documents.key[rows].tolist()]))
             statistics.written(table, reason, is_val)
             train.write(table.filter(pa.array((reason == 0) & ~is_val)))

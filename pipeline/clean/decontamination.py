@@ -18,6 +18,15 @@ from pipeline.errors import UserError
 from pipeline.params import Clean
 
 
+def check(params: Clean) -> None:
+    """Raise UserError for a benchmark file that cannot be read, before hours of work and not after them."""
+    for path in map(Path, params.decontaminate):
+        if not path.is_file():
+            raise UserError(f"clean.decontaminate: {path}: no such file")
+        if not kind_of(path.name)[0]:
+            raise UserError(f"clean.decontaminate: {path}: unknown type of file; {ALLOWED}")
+
+
 def of_benchmarks(params: Clean, val_texts: Iterable[pa.Array]) -> np.ndarray:
     """The sorted hashes of the n-grams of the files of `decontaminate`."""
     return _hashes((_file_texts(Path(name)) for name in params.decontaminate), params.decontaminate_ngram)
@@ -55,9 +64,5 @@ def _sequences(texts: pa.Array, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _file_texts(path: Path) -> pa.Array:
     """The texts of a benchmark file: a text file as a whole, else the field `text` of its records."""
-    if not path.is_file():
-        raise UserError(f"clean.decontaminate: {path}: no such file")
-    if not kind_of(path.name)[0]:
-        raise UserError(f"clean.decontaminate: {path}: unknown type of file; {ALLOWED}")
     with path.open("rb") as stream:
         return pa.array(list(Reader(str(path), How("text", "whole", "\n")).documents(stream)), pa.string())

@@ -30,8 +30,8 @@ def test_documents_of_a_benchmark_leave_train(tmp_path: Path) -> None:
     report = run(tmp_path, documents, decontaminate=[str(tmp_path / "bench.jsonl")], val_fraction=0.1)
     assert report["dropped"]["benchmark_overlap"]["documents"] == 1
     assert not any(secret in text for text in side(tmp_path, "train"))
-    with pytest.raises(UserError, match=r"clean\.decontaminate: absent\.txt: no such file"):
-        run(tmp_path, SAMPLE, decontaminate=["absent.txt"])
+    with pytest.raises(UserError, match=r"clean\.decontaminate: absent\.txt: no such file"):  # said before any work
+        run(tmp_path, ["too", "short"], decontaminate=["absent.txt"])
 
 
 def test_a_short_benchmark_text_is_sought_as_a_whole(tmp_path: Path) -> None:
