@@ -1,6 +1,7 @@
 """Damaged inputs by the thousand: each must be read or refused in words, never end in a traceback, a crash or a hang.
 
     python -m benchmarks.fuzz files --count 2000 --seed 0
+    python -m benchmarks.fuzz params --count 10000 --seed 0
 
 Exit code 1 if one does. The same seed gives the same inputs.
 """
@@ -11,13 +12,15 @@ import multiprocessing
 import os
 import random
 import resource
+import signal
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, Any
 from zipfile import ZIP_BZIP2, ZIP_DEFLATED, ZIP_LZMA, ZIP_STORED
 
 import typer
@@ -25,7 +28,11 @@ import zstandard
 
 from pipeline.documents.reading import How, Reader
 from pipeline.errors import UserError
+from pipeline.model import build
+from pipeline.params import read, validate
+from pipeline.train import plan
 from tests.documents.formats import STORIES, as_json, as_jsonl, as_parquet, as_tar, as_text, as_zip
+from tests.params.mutating import mutated
 
 app = typer.Typer(add_completion=False, help=__doc__)
 SECONDS = 20.0  # for one input; a whole one takes milliseconds
@@ -33,11 +40,6 @@ MEMORY = 8 * 2**30  # bytes of address space for one input
 
 _PLAIN = {".txt": as_text, ".jsonl": as_jsonl, ".json": as_json, ".parquet": as_parquet}
 _PACKED: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
-
-
-@app.callback()
-def _commands() -> None:
-    pass
 
 
 @app.command()
@@ -59,6 +61,49 @@ def files(
         f"{count} inputs, seed {seed}: " + ", ".join(f"{number} {what}" for what, number in counts.most_common())
     )
     raise typer.Exit(1 if counts["traceback"] or counts["hang"] else 0)
+
+
+@app.command()
+def params(
+    count: Annotated[int, typer.Option(min=1, help="Parameters to try.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same parameters.")] = 0,
+) -> None:
+    """Mutate params.yaml; each must be valid, and the model and the plan be counted, or be refused in words."""
+    counts: Counter[str] = Counter()
+    for changed, (verdict, words) in parameter_verdicts(count, seed):
+        counts[verdict] += 1
+        if verdict in ("traceback", "hang"):
+            typer.echo(f"{changed}: {verdict}\n{words}")
+    typer.echo(
+        f"{count} parameters, seed {seed}: " + ", ".join(f"{number} {what}" for what, number in counts.most_common())
+    )
+    raise typer.Exit(1 if counts["traceback"] or counts["hang"] else 0)
+
+
+def parameter_verdicts(count: int, seed: int) -> Iterator[tuple[dict[str, Any], tuple[str, str]]]:
+    """Every mutation of params.yaml with what came of it: ok, refused, traceback or hang, and the words."""
+    whole, draw = read(Path("params.yaml")), random.Random(seed)
+    signal.signal(signal.SIGALRM, _too_slow)
+    for _ in range(count):
+        changed = mutated(whole, draw)
+        signal.alarm(round(SECONDS))
+        try:
+            valid = validate(changed)
+            plan.memory(valid.model, valid.train, build.count(valid.model, 2048).total, 2048)
+            verdict = ("ok", "")
+        except UserError as error:
+            verdict = ("refused", str(error))
+        except TimeoutError:
+            verdict = ("hang", f"nothing after {SECONDS:g} s")
+        except Exception:
+            verdict = ("traceback", traceback.format_exc())
+        finally:
+            signal.alarm(0)
+        yield changed, verdict
+
+
+def _too_slow(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError
 
 
 def mutations(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
