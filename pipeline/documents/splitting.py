@@ -84,7 +84,7 @@ def guess(sample: str, separator: str) -> Guess:
     places = [found.start() for found in re.finditer(re.escape(separator), sample)]
     if not places:
         return by_layout
-    alone = sum(line.strip() == separator for line in sample.split("\n"))
+    alone = sum(line.rstrip() == separator for line in sample.split("\n"))
     set_apart = sum(_ends_a_document(sample, place, place + len(separator)) for place in places)
     others = _lengths(sample, by_layout.how, separator)
     rare = len(places) * _RARE < len(others) and by_layout.sure and (not alone or len(places) < 3)
@@ -150,13 +150,13 @@ def _ends_a_document(text: str, start: int, end: int) -> bool:
 def _boundary(how: str, separator: str) -> re.Pattern[str]:
     mark = re.escape(separator)
     if how == "separator_lines":
-        return re.compile(rf"^[^\S\n]*{mark}[^\S\n]*(?:\n|\Z)", re.MULTILINE)
+        return re.compile(rf"{mark}(?<=\n{mark})[^\S\n]*(?=\n|\Z)")  # begins with plain text, which is found fast
     return re.compile(mark if how == "separator" else BOUNDARIES[how])
 
 
 def _pieces(chunks: Iterable[str], boundary: re.Pattern[str]) -> Iterator[str]:
     """What is between the boundaries. Raises UserError for a piece beyond MAX_DOCUMENT_CHARS."""
-    rest = ""
+    rest = "\n"  # the text begins a line
     for chunk in itertools.chain(chunks, [None]):
         rest, start = rest + (chunk or ""), 0
         for found in boundary.finditer(rest):
