@@ -37,16 +37,13 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return folded, letter, space
 
 
-def _ranges(ranges: tuple[str, ...] | list[str]) -> np.ndarray:
-    table = np.zeros(0x110000, bool)
-    for pair in ranges:
-        table[ord(pair[0]) : ord(pair[1]) + 1] = True
-    return table
-
-
 @cache
 def _script(name: str) -> np.ndarray:
-    return _ranges(_HAN if name == "han" else _LATIN.split())
+    """By code point: is of the script `latin` or `han`."""
+    table = np.zeros(0x110000, bool)
+    for pair in _HAN if name == "han" else _LATIN.split():
+        table[ord(pair[0]) : ord(pair[1]) + 1] = True
+    return table
 
 
 @lru_cache(maxsize=2)

@@ -64,5 +64,8 @@ def _sequences(texts: pa.Array, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _file_texts(path: Path) -> pa.Array:
     """The texts of a benchmark file: a text file as a whole, else the field `text` of its records."""
-    with path.open("rb") as stream:
-        return pa.array(list(Reader(str(path), How("text", "whole", "\n")).documents(stream)), pa.string())
+    try:
+        with path.open("rb") as stream:
+            return pa.array(list(Reader(str(path), How("text", "whole", "\n")).documents(stream)), pa.string())
+    except UserError as error:
+        raise UserError(f"clean.decontaminate: {error}") from None

@@ -32,6 +32,9 @@ def test_documents_of_a_benchmark_leave_train(tmp_path: Path) -> None:
     assert not any(secret in text for text in side(tmp_path, "train"))
     with pytest.raises(UserError, match=r"clean\.decontaminate: absent\.txt: no such file"):  # said before any work
         run(tmp_path, ["too", "short"], decontaminate=["absent.txt"])
+    (tmp_path / "bench.jsonl").write_text('{"question": 1}\n')
+    with pytest.raises(UserError, match=r"clean\.decontaminate: .*bench\.jsonl: line 1: no field 'text'"):
+        run(tmp_path, SAMPLE, decontaminate=[str(tmp_path / "bench.jsonl")])
 
 
 def test_a_short_benchmark_text_is_sought_as_a_whole(tmp_path: Path) -> None:
