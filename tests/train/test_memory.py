@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.model import build
 from pipeline.model.layout import moe_layers
 from pipeline.train import plan
+from pipeline.train.optimizers import OPTIMIZERS
 from tests.train.small import ROOT, run, tiny
 
 GPT2 = 50257
@@ -66,8 +67,8 @@ def preset_200m(place: Path, *changes: str) -> params.Params:
     return params.load(place / "params.yaml")
 
 
-def test_copies_of_experts_weights_for_blocks_of_visits_are_counted_on_a_gpu(tmp_path: Path) -> None:
-    """By hand, for 2 x 1024 tokens that visit 2 of 8 experts: blocks of 128 visits, 32 and one an expert."""
+def test_copies_of_experts_weights_for_blocks_of_assignments_are_counted_on_a_gpu(tmp_path: Path) -> None:
+    """By hand, for 2048 tokens routed to 2 of 8 experts: blocks of 128 assignments, 32 and one an expert."""
     gpu = preset_200m(tmp_path)
     cpu = gpu.train.model_copy(update={"device": "cpu"})
     more = plan.memory(gpu.model, gpu.train, 0, 0).activations - plan.memory(gpu.model, cpu, 0, 0).activations
@@ -108,3 +109,13 @@ def test_other_errors_are_left_alone() -> None:
         plan.explained(parameters.model, parameters.train, 1, 1, torch.device("cpu")),
     ):
         raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_of_the_table_has_its_memory_counted_and_is_advised_where_it_runs(name: str) -> None:
+    parameters = tiny(optimizer={"name": name}, device="cuda", micro_batch_size=8)
+    counted = plan.memory(parameters.model, parameters.train, 1000, 257).optimizer
+    assert counted == round(1000 * OPTIMIZERS[name].state_bytes(4)) > 0
+    advice = plan.advice(parameters.model, parameters.train, 10**9, 257, torch.device("cpu"))
+    advised = {other for other in OPTIMIZERS if f"train.optimizer.name={other} " in advice}
+    assert all("cpu" in OPTIMIZERS[other].devices for other in advised)

@@ -1,6 +1,7 @@
 """Schedules reach their marks, optimizers are torch's, and a step that is not finite changes nothing."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pipeline.errors import UserError
 from pipeline.model import build
 from pipeline.params import Schedule
 from pipeline.train import optimizers as optim
@@ -188,3 +190,16 @@ def test_an_8_bit_adamw_steps_about_as_adamw_does() -> None:
         optim.step_unless([plain], torch.tensor(False))
     moved = (theirs.weight - weight).abs().mean()
     assert (mine.weight - theirs.weight).abs().mean() < 0.1 * moved
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+@pytest.mark.parametrize(("device", "strategy"), [("cpu", "auto"), ("mps", "auto"), ("cuda", "fsdp")])
+def test_params_and_launch_refuse_an_optimizer_where_the_table_says_so(name: str, device: str, strategy: str) -> None:
+    refusal = optim.OPTIMIZERS[name].refusal(name, device, strategy)
+    changes = {"device": device, "strategy": strategy, "optimizer": {"name": name}}
+    if refusal is None:
+        assert tiny(**changes).train.optimizer.name == name
+        return
+    assert name in refusal and "; take " in refusal
+    with pytest.raises(UserError, match=re.escape(f"train.{refusal}")):
+        tiny(**changes)
