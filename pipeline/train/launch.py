@@ -30,6 +30,7 @@ from pipeline.train.optimizers import OPTIMIZERS
 from pipeline.train.process import rank
 
 T = TypeVar("T")
+_TO_MEET = timedelta(minutes=1)  # how long processes wait for each other at the start
 _GRACE = 20.0  # seconds in which a process may notice by itself that another of its run is gone
 _CHECKPOINT_STAYS = "The last checkpoint stays: the same command goes on from it"
 
@@ -66,8 +67,7 @@ def fabric_for(train: Train, device: str) -> Fabric:
         precision = {"plugins": [MixedPrecision("16-mixed", device, torch.amp.GradScaler(device, enabled=False))]}
     strategy: Any = "auto"
     if train.devices * train.num_nodes > 1:
-        # For processes to find each other. A person or a queue starts those of several nodes.
-        wait = timedelta(minutes=1 if train.num_nodes == 1 else 10)
+        wait = _TO_MEET if train.num_nodes == 1 else 10 * _TO_MEET  # a person or a queue starts those of several nodes
         strategy = DDPStrategy(
             start_method="popen", timeout=wait, gradient_as_bucket_view=True, broadcast_buffers=False
         )

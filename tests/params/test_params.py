@@ -1,5 +1,6 @@
 """Parameters: what is composed, what is refused, and in which words."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,43 @@ def test_an_impossible_parameter_is_named_with_its_value_and_what_is_allowed(ove
     with pytest.raises(UserError) as error:
         params.validate(composed(tmp_path, *overrides))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.n_layer", 4 * 10**15),
+        ("model.n_head", 10**18),
+        ("model.n_expert", 10**10),
+        ("model.n_embd", 10**30),
+        ("model.block_size", 2**70),
+        ("model.rope_base", 10**40),
+        ("train.optimizer.lr", float("inf")),
+        ("train.optimizer.eps", float("nan")),
+        ("train.max_epochs", float("inf")),
+        ("train.schedule.warmup", 1e300),
+        ("train.micro_batch_size", 10**12),
+        ("train.seed", 2**64),
+    ],
+)
+def test_what_no_machine_could_do_is_refused_at_once(key, value, tmp_path):
+    raw = composed(tmp_path)
+    *path, last = key.split(".")
+    section = raw
+    for part in path:
+        section = section[part]
+    section[last] = value
+    with pytest.raises(UserError, match=re.escape(f"{key} = {value!r}: ")):
+        params.validate(raw)
+
+
+def test_on_and_off_without_quotes_are_words_not_truth_values(tmp_path):
+    raw = composed(tmp_path)
+    for word in ("on", "off"):
+        raw["train"]["compile"] = yaml.safe_load(word)
+        assert params.validate(raw).train.compile == word
+    raw["train"]["routing_gate"]["action"] = yaml.safe_load("off")
+    assert params.validate(raw).train.routing_gate.action == "off"
 
 
 def test_every_key_must_be_there(tmp_path):

@@ -1,6 +1,7 @@
 """Several processes train as one does: real ones, over gloo."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.params import Params
 from pipeline.train import launch, resume
 from pipeline.train.process import rank as rank_of_this_process
+from pipeline.train.step import Step
 from tests.train.small import ROOT, run, tiny, weights
 
 STEPS = 6
@@ -150,25 +153,87 @@ def test_an_error_on_rank_0_alone_ends_all_ranks_and_is_told_once(corpus: Path, 
     assert "Traceback" not in done.stderr
 
 
+def begun(corpus: Path, out: Path, parameters: Params) -> subprocess.Popen[str]:
+    """The train stage in a project and a process group of its own, not waited for."""
+    for name in ("tokens", "tokenizer"):
+        shutil.copytree(corpus / name, out / "data" / name)
+    (out / "params.yaml").write_text(yaml.safe_dump(parameters.model_dump(mode="json")))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.train"],
+        cwd=out, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send to a group of processes")
 def test_ranks_obey_a_signal_between_lines_of_metrics_and_rank_0_gives_the_exit_code(
     corpus: Path, tmp_path: Path
 ) -> None:
     parameters = tiny(max_steps=10**6, devices=2, log_every=10**6, checkpoint_every=10)
-    for name in ("tokens", "tokenizer"):
-        shutil.copytree(corpus / name, tmp_path / "data" / name)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(parameters.model_dump(mode="json")))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stages.train"],
-        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = begun(corpus, tmp_path, parameters)
     while process.poll() is None and not list(tmp_path.glob("checkpoints/*/step-*")):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "stopped by SIGINT after step" in said and "Traceback" not in said
+
+
+def left_alone(corpus: Path, out: Path, parameters: Params, environment: dict[str, str], signs: Any) -> None:
+    os.environ.update(environment)
+    launch._TO_MEET = timedelta(seconds=3)
+    try:
+        run(corpus, out, parameters)
+    except UserError as error:
+        signs.put(str(error))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_that_no_other_joins_leaves_with_words(
+    children: Any, corpus: Path, tmp_path: Path, number: int
+) -> None:
+    environment = {
+        "LOCAL_RANK": str(number), "NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    signs = children.Queue()
+    process = children.Process(
+        target=left_alone, args=(corpus, tmp_path, tiny(devices=2, max_steps=2), environment, signs)
+    )
+    process.start()
+    assert "another process of this run has ended or cannot be reached" in signs.get(timeout=100)
+    process.join()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the other process in /proc")
+@pytest.mark.parametrize("killed", ["rank 0", "rank 1"])
+def test_a_rank_that_is_killed_ends_the_other_with_words(corpus: Path, tmp_path: Path, killed: str) -> None:
+    parameters = tiny(max_steps=10**6, devices=2, log_every=10**6, checkpoint_every=10)
+    process = begun(corpus, tmp_path, parameters)
+    while process.poll() is None and not list(tmp_path.glob("checkpoints/*/step-*")):
+        time.sleep(0.05)
+    (child,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    os.kill(process.pid if killed == "rank 0" else child, signal.SIGKILL)
+    _, said = process.communicate(timeout=60)  # until the last of them has closed the pipe
+    assert process.returncode == (-signal.SIGKILL if killed == "rank 0" else 2), said
+    assert "another process of this run has ended" in said and "Traceback" not in said
+    assert list(tmp_path.glob("checkpoints/*/step-*"))
+
+
+def test_a_reader_that_is_killed_ends_training_with_words(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Step.__call__
+
+    def kill_reader(self: Any, number: int, batches: Any) -> None:
+        if number == 3:
+            for reader in multiprocessing.active_children():
+                os.kill(reader.pid or 0, signal.SIGKILL)
+        original(self, number, batches)
+
+    monkeypatch.setattr(Step, "__call__", kill_reader)
+    with pytest.raises(UserError, match=r"a process that reads tokens has ended .*train\.num_workers \(now 1\)"):
+        run(corpus, tmp_path, tiny(num_workers=1, max_steps=1000))
 
 
 @pytest.mark.parametrize(

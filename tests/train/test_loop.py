@@ -53,6 +53,14 @@ def test_a_run_learns_and_its_numbers_add_up(corpus: Path, tmp_path: Path) -> No
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in weights(tmp_path).items())
 
 
+def test_a_new_run_shows_no_point_of_an_earlier_one_while_it_goes_on(corpus: Path, tmp_path: Path) -> None:
+    run(corpus, tmp_path, tiny(max_steps=8, eval_every=4))
+    (tmp_path / "live" / "plots" / "metrics" / "of_another_version.tsv").write_text("step\tloss\n1\t2\n")
+    run(corpus, tmp_path, tiny(max_steps=3, log_every=3, seed=1))
+    shown = {path.name: path.read_text().splitlines() for path in (tmp_path / "live").glob("plots/metrics/*.tsv")}
+    assert "of_another_version.tsv" not in shown and {len(lines) for lines in shown.values()} == {2}
+
+
 def test_accumulation_gives_the_gradient_of_the_whole_batch(corpus: Path, tmp_path: Path) -> None:
     norms = []
     for micro in (8, 2):
