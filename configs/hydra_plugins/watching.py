@@ -23,10 +23,23 @@ def watched(paths: str | float | Sequence[str | float] | None, otherwise: str) -
         return otherwise
     if any(os.path.isabs(path) for path in here):
         here = [str(PROJECT / path) for path in here]
+    for path in here:
+        _refuse_what_dvc_cannot_hash(path)
     common = os.path.commonpath(here)
     if not common or PROJECT.is_relative_to(common):
         raise ValueError(f"{', '.join(here)}: DVC must watch them; put them into one folder below the project's")
     return common
+
+
+def _refuse_what_dvc_cannot_hash(path: str) -> None:
+    for folder, _, names in os.walk(PROJECT / path):
+        for name in names:
+            if not name.isascii() and name != os.fsencode(name).decode(errors="ignore"):
+                raise ValueError(
+                    f"{folder}: the name {os.fsencode(name)!r} is not UTF-8, and DVC needs that; rename it"
+                )
+            if not os.path.exists(os.path.join(folder, name)):
+                raise ValueError(f"{os.path.join(folder, name)} is a link to nothing, which DVC cannot hash; remove it")
 
 
 def _fixed(path: str) -> str:

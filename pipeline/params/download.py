@@ -26,7 +26,7 @@ class _Text(_Download):
         "each line; a blank line; two blank lines or more; a single line break (blank lines stand "
         "between paragraphs); nothing but the end of the file. auto: guessed, and the guess is reported"
     )
-    separator: str = Field(min_length=1, description="document marker for split: separator (and looked for by auto)")
+    separator: str = Field(min_length=1, description="what ends a document for split: separator (auto looks for it)")
 
 
 class Bundled(_Download):
@@ -78,7 +78,7 @@ class Url(_Text):
             except ValueError as error:
                 raise ValueError(f"urls: {url!r} is no address ({error})") from None
         if len(set(self.urls)) < len(self.urls):
-            raise ValueError(f"urls: {max(self.urls, key=self.urls.count)!r} stands there twice; name each file once")
+            raise ValueError(f"urls: {max(self.urls, key=self.urls.count)!r} is given twice; name each file once")
         if self.sha256 and len(self.sha256) != len(self.urls):
             raise ValueError(f"sha256: {len(self.sha256)} given for {len(self.urls)} urls; one each, or none")
         return self

@@ -1,7 +1,7 @@
 """What can happen in the bundled stories: what is wished for, what goes wrong, and what helps.
 
 Every row holds only things that fit together, so a plot that takes one row cannot mend a torn coat with glue.
-`[big|small]` stands for one of its alternatives (see `story_craft`). To extend the stories, add rows.
+`[big|small]` stands for one of its alternatives (see `craft`). To extend the stories, add rows.
 """
 
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 `tell(seed, index)` is one story; `stories(count, seed)` is a collection of distinct ones. Every story knows how many
 bits of chance went into it, so a model's loss on them can be compared with the least that is possible. A plot is a
-function that tells a story (`story_plots_*`), in sentences built by `story_craft`, about the rows of `story_world` and
-`story_events`. To add a plot, write the function and name it in PLOTS.
+function that tells a story (`plots_*`), in sentences built by `craft`, about the rows of `world` and
+`events`. To add a plot, write the function and name it in PLOTS.
 """
 
 import hashlib

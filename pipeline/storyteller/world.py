@@ -1,7 +1,7 @@
 """The small world of the bundled stories: who lives in it, what they play with and where they can go.
 
 A place holds only what fits it, so no plot can put a crab in the woods. `[big|small]` stands for one of its
-alternatives (see `story_craft`). To extend the world, add rows.
+alternatives (see `craft`). To extend the world, add rows.
 """
 
 from dataclasses import dataclass

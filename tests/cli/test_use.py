@@ -1,6 +1,7 @@
 """`moe use`: a choice stays until it is changed, and one that does not fit changes nothing."""
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
-    params()
+    compose(Path("composed.yaml"), ROOT / "configs")
     monkeypatch.setattr(sys.modules["hydra_plugins.watching"], "PROJECT", tmp_path)  # loaded once for a process
     Path("composed.yaml").unlink()
     return tmp_path
@@ -83,3 +84,17 @@ def test_a_home_folder_is_found(project: Path, monkeypatch: pytest.MonkeyPatch) 
     (project / "s.txt").write_text("A story.")
     use(["download=local", "download.path=~/s.txt"])
     assert params()["download"]["watch"] == str(project / "s.txt")
+
+
+def test_a_folder_that_dvc_cannot_hash_is_refused_with_the_name(project: Path) -> None:
+    for folder, name, words in (
+        ("a", b"caf\xe9.txt", "caf\\xe9.txt' is not UTF-8"),
+        ("b", b"gone.txt", "a link to nothing"),
+    ):
+        (project / folder).mkdir()
+        os.symlink("nowhere", os.fsencode(project / folder) + b"/" + name)
+        with pytest.raises(UserError, match=re.escape(words)):
+            use(["download=local", f"download.path={folder}"])
+    (project / "c").mkdir()
+    (project / "c/故事.txt").write_text("A story.")
+    use(["download=local", "download.path=c"])

@@ -88,7 +88,7 @@ def test_an_address_that_is_none_or_leads_in_circles(tmp_path: Path) -> None:
     }.items():
         with pytest.raises((UserError, ValueError), match=message):
             fetch(address, tmp_path / "raw")
-    with pytest.raises(ValueError, match=r"'http://x/a\.txt' stands there twice"):
+    with pytest.raises(ValueError, match=r"'http://x/a\.txt' is given twice"):
         preset("url", urls=["http://x/a.txt", "http://x/a.txt"])
     with serving({}) as site:
         site.redirects = {"a.jsonl": "/b.jsonl", "b.jsonl": "/a.jsonl"}
