@@ -4,7 +4,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dvc.utils.hydra import compose_and_dump
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import params
 from pipeline.errors import UserError
@@ -15,8 +16,14 @@ def compose(output: Path, configs: Path = Path("configs"), overrides: list[str] 
     folder = str(configs.resolve())
     try:
         compose_and_dump(output, folder, None, "config", folder, overrides or [])  # its hydra_plugins/ are found there
+    except OverrideParseException as error:
+        raise UserError(
+            f"{error}\na value with brackets or letters beyond ASCII needs quotes within quotes: 'KEY=\"VALUE\"'"
+        ) from None
     except HydraException as error:
         raise UserError(str(error)) from None
+    except OmegaConfBaseException as error:  # what configs/hydra_plugins refuses
+        raise UserError(str(error).split("interpolation: ")[-1].split("\n    full_key")[0]) from None
 
 
 def differences(

@@ -173,3 +173,15 @@ def test_help_needs_no_heavy_import(stage):
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "Usage" in run.stdout
+
+
+@pytest.mark.parametrize("path", ["故事.txt", "story(1).txt", "~/s.txt"])
+def test_a_name_that_hydra_cannot_read_needs_quotes_and_the_message_shows_them(path, tmp_path):
+    with pytest.raises(UserError, match="needs quotes within quotes: 'KEY=\"VALUE\"'"):
+        composed(tmp_path, "download=local", f"download.path={path}")
+    assert composed(tmp_path, "download=local", f'download.path="{path}"')["download"]["path"] == path
+
+
+def test_a_name_like_a_number_is_a_name(tmp_path):
+    raw = composed(tmp_path, "download=local", "download.path=2024")
+    assert params.validate(raw).download.path == "2024"
