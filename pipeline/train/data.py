@@ -66,12 +66,14 @@ class Samples(Dataset[Tensor]):
     """Samples of a token store by their position in the endless stream; a worker process gets a copy of it."""
 
     def __init__(self, folder: Path, block_size: int, seed: int | None, vocab_size: int | None = None) -> None:
-        """Reads and verifies all of the store. Raises UserError where it is damaged or has tokens beyond vocab_size."""
         self._folder, self._seed, self._shuffle = folder, seed, (-1, Shuffle(1, 0, 0))
         self._store = TokenStore(folder, vocab_size)
-        self._store.verify()
         self.block_size = block_size
         self.count = max(0, (self._store.n_tokens - 1) // block_size)
+
+    def verify(self) -> None:
+        """Raise UserError where a token is beyond vocab_size, or a chunk is not what was written: reads all of it."""
+        self._store.verify()
 
     def index(self, positions: list[int]) -> np.ndarray:
         """Which sample stands at each position of the stream; in file order where there is no seed."""

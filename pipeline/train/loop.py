@@ -55,6 +55,8 @@ def train(
     """
     device = launch.device_of(params.train)
     planned = plan.make(params, tokens, tokenizer)
+    for samples in (planned.samples, planned.val):
+        samples.verify()
     with launch.explained(params.train):
         fabric = launch.started(params.train, device)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.params import Train
 from pipeline.train.data import Samples, Shuffle, batches, positions, spread
-from tests.train.small import tiny
+from tests.train.small import run, tiny
 
 
 @settings(deadline=None, max_examples=60)
@@ -98,14 +99,24 @@ def test_a_look_at_val_gives_each_rank_equally_many(corpus: Path, count: int, wo
     assert max(1, min(count, samples.count) - world) <= sum(shares) <= max(world, min(count, samples.count))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tokens/val/chunk-0-0.bin", "is damaged: its SHA-256"),
+        ("tokenizer", r"chunk-0-0\.bin holds token \d+, but the"),
+    ],
+)
 def test_a_damaged_chunk_and_a_token_beyond_the_vocabulary_end_training_before_it_begins(
-    corpus: Path, tmp_path: Path
+    corpus: Path, tmp_path: Path, name: str, message: str
 ) -> None:
-    with pytest.raises(UserError, match=r"chunk-0-0\.bin holds token \d+, but the vocabulary has 20 tokens"):
-        Samples(corpus / "tokens/train", 32, 3, vocab_size=20)
-    damaged = shutil.copytree(corpus / "tokens/train", tmp_path / "train")
-    content = bytearray((damaged / "chunk-0-0.bin").read_bytes())
-    content[-9] ^= 4
-    (damaged / "chunk-0-0.bin").write_bytes(content)
-    with pytest.raises(UserError, match=r"chunk-0-0\.bin is damaged: its SHA-256"):
-        Samples(damaged, 32, 3)
+    data = shutil.copytree(corpus, tmp_path / "data")
+    if name == "tokenizer":  # another one than that of the tokens, of fewer tokens
+        words = tokenizers.Tokenizer(tokenizers.models.BPE({"<|endoftext|>": 0, "a": 1}, []))
+        words.save(str(data / "tokenizer/tokenizer.json"))
+    else:
+        content = bytearray((data / name).read_bytes())
+        content[-9] ^= 4
+        (data / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        run(data, tmp_path, tiny())
+    assert not (tmp_path / "runs").exists()
