@@ -48,7 +48,7 @@ def evaluate(
     model = checkpoint_folder.load(checkpoint, devices[0])
     generator = Generator(model, checkpoint)
     val = _fitting(token_set.whole(tokens / "val", clean / "val"), tokens / "val", model.config.padded_vocab_size)
-    prompts = config.prompts or samples.beginnings(val.texts, longest=generator.context // 2)
+    prompts = config.prompts or samples.beginnings(val.texts, generator.context // 2, generator.continues)
     for prompt in prompts:
         generator.check(prompt)
     window = Window(params.train.block_size, config.stride)

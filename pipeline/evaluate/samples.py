@@ -1,6 +1,6 @@
 """Samples of what the model writes, and what can be counted about them.
 
-    prompts = params.evaluate.prompts or beginnings(val.texts, longest=128)
+    prompts = params.evaluate.prompts or beginnings(val.texts, 128, generator.continues)
     samples = generate(generator, params.evaluate, prompts, advance)
     report = describe(samples, tokenizer, index)       # by temperature, and every story
 
@@ -35,14 +35,16 @@ class Sample:
     completion: Completion
 
 
-def beginnings(texts: list[str], longest: int) -> list[str]:
+def beginnings(texts: list[str], longest: int, fits: Callable[[str], bool]) -> list[str]:
     """The first words of a few of the texts, evenly spread: prompts in the language of any corpus.
 
-    At most `longest` bytes, 30 and half of the text each. Raises UserError where no text has a beginning.
+    At most `longest` bytes, 30 and half of the text each; of a hundred or so those that `fits` takes are chosen from.
+    Raises UserError where there is none.
     """
     found = list(dict.fromkeys(filter(None, (_first_words(text, longest) for text in texts))))
+    found = [text for text in found[:: max(1, len(found) // 100)] if fits(text)]
     if not found:
-        raise UserError("evaluate.prompts is empty, and no document of data/clean/val has words to begin with; set it")
+        raise UserError("evaluate.prompts is empty, and no document of data/clean/val begins with words; set it")
     return found[:: -(-len(found) // _PROMPTS)]
 
 

@@ -124,6 +124,14 @@ class Generator:
         """Raise UserError for a prompt that is empty, too long, or cannot be written in tokens."""
         self._room(prompt, self.encode(prompt))
 
+    def continues(self, prompt: str) -> bool:
+        """Whether `check` accepts the prompt."""
+        try:
+            self.check(prompt)
+        except UserError:
+            return False
+        return True
+
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, special tokens in it spelt out; UserError where a character has none."""
         if not is_text(text):

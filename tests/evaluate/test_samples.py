@@ -66,13 +66,15 @@ def test_every_prompt_at_every_temperature(model: MoEGPT, work: Path, parameters
 def test_prompts_are_the_first_words_of_documents_in_any_language() -> None:
     english = "\n Once upon a time there was a little girl who liked to sing.\nShe had a dog."
     chinese = "从前有一只小兔子名叫雪球，它住在森林里，每天都去河边喝水。"
-    assert samples.beginnings([english, chinese], 100) == ["Once upon a time there was a", "从前有一只小兔子名叫"]
-    assert samples.beginnings(["Emma", "x", "  "], 100) == ["Em", "x"]  # half of a short text; a letter at least
-    assert samples.beginnings([english], 11) == ["Once upon a"]
+    assert samples.beginnings([english, chinese], 100, bool) == ["Once upon a time there was a", "从前有一只小兔子名叫"]
+    assert samples.beginnings(["Emma", "x", "  "], 100, bool) == ["Em", "x"]  # half of a short text; a letter at least
+    assert samples.beginnings([english], 11, bool) == ["Once upon a"]
     many = [f"Story {i} begins with a number, as others do." for i in range(90)]
-    assert samples.beginnings([many[0], *many], 100) == [f"Story {i} begins with a" for i in (0, 30, 60)]
+    assert samples.beginnings([many[0], *many], 100, bool) == [f"Story {i} begins with a" for i in (0, 30, 60)]
+    without_7 = samples.beginnings(many, 100, lambda text: "7" not in text)  # a character that has no token, say
+    assert len(without_7) == 3 and "7" not in "".join(without_7)
     with pytest.raises(UserError, match=r"evaluate\.prompts is empty"):
-        samples.beginnings([" \n", ""], 100)
+        samples.beginnings([" \n", ""], 100, bool)
 
 
 def test_overlap_of_texts_never_seen_is_short(work: Path) -> None:
