@@ -75,7 +75,9 @@ def decoded(stream: IO[bytes]) -> Iterator[str]:
             raise UserError(f"line {line}, byte {start}: not {name} ({byte}); {advice}") from None
         if "\0" in text:
             line += text.count("\n", 0, text.index("\0"))
-            raise UserError(f"line {line}: a NUL character, which text never contains; {_advice(block, 0)}")
+            if "UTF-16" not in (advice := _advice(block, 0)):
+                advice = "this is binary, or damaged; `tr -d '\\000'` removes such characters"
+            raise UserError(f"line {line}: a NUL character, which text never contains; {advice}")
         if seen <= CHUNK and _is_binary(text):
             raise UserError("more than 1 in 100 characters are control characters: this is not text")
         line += text.count("\n")

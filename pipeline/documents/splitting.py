@@ -167,8 +167,8 @@ def _pieces(chunks: Iterable[str], boundary: re.Pattern[str]) -> Iterator[str]:
         rest = rest[start:]
         if len(rest) > MAX_DOCUMENT_CHARS:
             raise UserError(
-                f"the document that begins {rest[:60]!r} is longer than {MAX_DOCUMENT_CHARS:,} characters; "
+                f"the document that begins {rest.strip()[:60]!r} is longer than {MAX_DOCUMENT_CHARS:,} characters; "
                 "choose how the file is split into documents (download.split, download.separator)"
             )
-    if rest:
+    if rest.strip():
         yield rest

@@ -128,6 +128,7 @@ def test_an_empty_text_file_and_an_empty_place_between_separators_are_counted() 
     for name, data, kept in [
         ("a.txt", b"", []),
         ("a.txt", b" \n\n", []),
+        ("a.txt", b"One.<|endoftext|>\n<|endoftext|>\nTwo.<|endoftext|>\n", ["One.", "Two."]),
         ("a.txt", b"One.\n<|endoftext|>\n\n<|endoftext|>\nTwo.\n<|endoftext|>\n", ["One.", "Two."]),
     ]:
         dropped: Counter[str] = Counter()
@@ -179,6 +180,7 @@ BAD = {
         as_jsonl(STORIES).decode().encode("utf-16-be"),
         r"line 1: a NUL character.*it may be UTF-16BE",
     ),
+    "one-nul.txt": (b"A story.\n" * 99 + b"\0B.\n", r"line 100: a NUL character.*`tr -d '\\000'` removes"),
     "one-byte.txt": (
         as_text(STORIES)[:-1] + b"\xff.",
         r"not UTF-8 \(byte 0xff\); the rest is UTF-8.*this place is damaged",
