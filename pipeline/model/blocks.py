@@ -43,7 +43,7 @@ class _Normalize(torch.autograd.Function):
 
 
 class Attention(CausalSelfAttention):
-    """Causal self-attention; queries and keys are turned together, in the layout that the projection gives."""
+    """Causal self-attention; rotary embedding on queries and keys together, in the layout that the projection gives."""
 
     def forward(
         self,
@@ -60,11 +60,11 @@ class Attention(CausalSelfAttention):
         heads_BTHD = self.qkv(x).unflatten(-1, (n_head + 2 * n_group, size))
         if self.config.norm_qk:
             q_BTHD, k_BTGD, v_BTGD = heads_BTHD.split((n_head, n_group, n_group), dim=2)
-            turned = torch.cat((self.norm_q(q_BTHD), self.norm_k(k_BTGD)), dim=2)
+            qk_BTHD = torch.cat((self.norm_q(q_BTHD), self.norm_k(k_BTGD)), dim=2)
         else:
-            turned, v_BTGD = heads_BTHD.split((n_head + n_group, n_group), dim=2)
-        turned = _Rotate.apply(turned, cos[:, :, None], sin[:, :, None])
-        q_BTHD, k_BTGD = turned.split((n_head, n_group), dim=2)
+            qk_BTHD, v_BTGD = heads_BTHD.split((n_head + n_group, n_group), dim=2)
+        qk_BTHD = _Rope.apply(qk_BTHD, cos[:, :, None], sin[:, :, None])
+        q_BTHD, k_BTGD = qk_BTHD.split((n_head, n_group), dim=2)
         q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BTGD, v_BTGD))
         if n_group != n_head and not _shares_heads(q, mask):
             k, v = (t.repeat_interleave(n_head // n_group, dim=1) for t in (k, v))
@@ -81,24 +81,24 @@ def _shares_heads(q: Tensor, mask: Tensor | None) -> bool:
     return mask is None and q.element_size() == 2 and torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
-class _Rotate(torch.autograd.Function):
+class _Rope(torch.autograd.Function):
     """Rotary embedding (arXiv 2104.09864) of halves: (x1, x2) to (x1·cos - x2·sin, x2·cos + x1·sin).
 
-    cos and sin hold each angle twice, as litgpt's tables do; backward turns the other way.
+    cos and sin hold each angle twice, as litgpt's tables do; backward rotates the other way.
     """
 
     @staticmethod
     def forward(ctx: Any, x_BTHD: Tensor, cos_BT1D: Tensor, sin_BT1D: Tensor) -> Tensor:
         ctx.save_for_backward(cos_BT1D, sin_BT1D)
-        return _turn(x_BTHD, cos_BT1D, sin_BT1D)
+        return _apply_rope(x_BTHD, cos_BT1D, sin_BT1D)
 
     @staticmethod
     def backward(ctx: Any, grad_BTHD: Tensor) -> tuple[Tensor, None, None]:
         cos_BT1D, sin_BT1D = ctx.saved_tensors
-        return _turn(grad_BTHD, cos_BT1D, -sin_BT1D), None, None
+        return _apply_rope(grad_BTHD, cos_BT1D, -sin_BT1D), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.size(-1) // 2
     x1, x2 = x[..., :half], x[..., half:]
     y = x * cos

@@ -127,7 +127,7 @@ def build(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> MoEGPT:
-    """A model with fresh weights: the same for the same seed on every device (drawn on the CPU, in float32)."""
+    """A model initialized at random: the same for the same seed on every device (drawn on the CPU, in float32)."""
     gpt = materialize(on_meta(model, vocab_size, dtype), device)
     _initialize(gpt, seed)
     return gpt
@@ -185,9 +185,9 @@ class Count:
     """Parameters of a model, and the arithmetic of training it."""
 
     total: int  # without `padding`
-    active: int  # those that one token meets: all but the experts it does not visit
+    active: int  # those that compute for one token: all but the experts it is not routed to
     padding: int  # in rows of the embedding and head that no token has
-    products: int  # multiply-adds of one token's forward in weight matrices
+    matmuls: int  # multiply-adds of one token's forward in weight matrices
     n_layer: int
     attention_width: int  # n_head · head_size
 
@@ -197,7 +197,7 @@ class Count:
         2 a multiply-add, backward twice the forward. Attention counts the causal half: (block_size + 1) / 2 keys.
         """
         attention = 2 * self.n_layer * self.attention_width * (block_size + 1) / 2
-        return 6 * (self.products + attention)
+        return 6 * (self.matmuls + attention)
 
 
 def count(model: Model, vocab_size: int) -> Count:
@@ -207,15 +207,15 @@ def count(model: Model, vocab_size: int) -> Count:
     cfg = gpt.config
     padding = (cfg.padded_vocab_size - _rows(model, vocab_size)) * cfg.n_embd * (1 if model.tie_embeddings else 2)
     total = sum(p.numel() for p in gpt.parameters())
-    idle, products = 0, gpt.lm_head.weight.numel()
+    idle, matmuls = 0, gpt.lm_head.weight.numel()
     for block in gpt.transformer.h:
         if isinstance(block.mlp, MoE):
             experts = block.mlp.gate_up_EJC.numel() + block.mlp.down_ECI.numel()
             idle_here = experts - experts * cfg.n_expert_per_token // cfg.n_expert
             idle += idle_here
-            products -= idle_here
-        products += sum(p.numel() for p in block.parameters() if p.dim() > 1)
-    return Count(total - padding, total - padding - idle, padding, products, cfg.n_layer, cfg.n_head * cfg.head_size)
+            matmuls -= idle_here
+        matmuls += sum(p.numel() for p in block.parameters() if p.dim() > 1)
+    return Count(total - padding, total - padding - idle, padding, matmuls, cfg.n_layer, cfg.n_head * cfg.head_size)
 
 
 # --- dense baselines --------------------------------------------------------------------------------------------------

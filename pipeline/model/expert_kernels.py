@@ -1,11 +1,11 @@
-"""The experts' products, for each kind of device: one call, `experts`, on visits sorted by expert.
+"""The experts' matmuls, for each kind of device: one call, `experts`, on assignments sorted by expert.
 
 CPU: a loop over experts whose slices stay in cache, in one operator with a backward of its own.
 Hopper and Blackwell, bfloat16: grouped GEMM.
-Anything else: blocks of visits, each with a copy of its expert's weights (batched GEMM).
+Anything else: blocks of assignments, each with a copy of its expert's weights (batched GEMM).
 The last two never wait for the device: where an expert's slice ends is known there alone.
 
-Legend: see pipeline/model/moe.py; besides, b blocks of m visits.
+Legend: see pipeline/model/moe.py; besides, b blocks of m assignments.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 def experts(
     x_NC: Tensor, weight_NK: Tensor, order_S: Tensor, end_E: Tensor, gate_up_EJC: Tensor, down_ECI: Tensor
 ) -> Tensor:
-    """Σ_k weight[n, k] · down_e(silu(gate_e(x_n)) · up_e(x_n)) with e the expert of visit (n, k): [N, C].
+    """Σ_k weight[n, k] · down_e(silu(gate_e(x_n)) · up_e(x_n)) with e the expert of assignment (n, k): [N, C].
 
     All tensors but `order_S` (int64) and `end_E` (int32) have one dtype; differentiable in the other four.
     """
@@ -27,9 +27,9 @@ def experts(
     place_NK = place_S.view(weight_NK.shape)
     if x_NC.device.type == "cpu":
         return _experts_cpu(x_NC, weight_NK, token_S, place_NK, end_E, gate_up_EJC, down_ECI)[0]
-    products = _grouped if _has_grouped_mm(x_NC, down_ECI) else _blocked
+    matmuls = _grouped if _has_grouped_mm(x_NC, down_ECI) else _blocked
     weight_S1 = weight_NK.reshape(-1, 1)[order_S]
-    y_SC = products(_Spread.apply(x_NC, token_S, place_NK), weight_S1, end_E, gate_up_EJC, down_ECI)
+    y_SC = matmuls(_Spread.apply(x_NC, token_S, place_NK), weight_S1, end_E, gate_up_EJC, down_ECI)
     return _Gather.apply(y_SC, token_S, place_NK)
 
 
@@ -37,7 +37,7 @@ def experts(
 
 
 class _Spread(torch.autograd.Function):
-    """x_NC to x_SC: a copy of a token's row for each of its visits."""
+    """x_NC to x_SC: a copy of a token's row for each of its assignments."""
 
     @staticmethod
     def forward(ctx: Any, x_NC: Tensor, token_S: Tensor, place_NK: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """y_SC to y_NC: the sum of a token's visits."""
+    """y_SC to y_NC: the sum over a token's assignments."""
 
     @staticmethod
     def forward(ctx: Any, y_SC: Tensor, token_S: Tensor, place_NK: Tensor) -> Tensor:
@@ -87,24 +87,24 @@ def _swiglu(h_J: Tensor) -> Tensor:
 
 def _blocked(x_SC: Tensor, weight_S1: Tensor, end_E: Tensor, gate_up_EJC: Tensor, down_ECI: Tensor) -> Tensor:
     """Each expert's slice is padded to whole blocks; their number has a bound that depends on shapes alone."""
-    n_visits, n_expert = x_SC.size(0), end_E.size(0)
-    block = max(16, -(-n_visits // (64 * n_expert)) * 16)  # a quarter of an even load: padding adds an eighth or so
-    n_blocks = -(-n_visits // block) + n_expert
+    n_assigned, n_expert = x_SC.size(0), end_E.size(0)
+    block = max(16, -(-n_assigned // (64 * n_expert)) * 16)  # a quarter of an even load: padding adds an eighth or so
+    n_blocks = -(-n_assigned // block) + n_expert
     count_E = end_E.diff(prepend=end_E.new_zeros(1))
     last_block_E = ((count_E + block - 1) // block).cumsum(0)
     expert_b = torch.searchsorted(last_block_E, torch.arange(n_blocks, device=x_SC.device), right=True)
     expert_b = expert_b.clamp(max=n_expert - 1)  # blocks past the last expert's hold nothing
     shift_E = (last_block_E - (count_E + block - 1) // block) * block - (end_E - count_E)
-    visit_S = torch.arange(n_visits, device=x_SC.device)
-    expert_S = torch.searchsorted(end_E, visit_S, right=True, out_int32=True)
-    row_S = visit_S + shift_E[expert_S]
+    number_S = torch.arange(n_assigned, device=x_SC.device)
+    expert_S = torch.searchsorted(end_E, number_S, right=True, out_int32=True)
+    row_S = number_S + shift_E[expert_S]
     x_bmC = x_SC.new_zeros(n_blocks * block, x_SC.size(1)).index_copy(0, row_S, x_SC).view(n_blocks, block, -1)
-    h_bmJ = _BlockProduct.apply(x_bmC, gate_up_EJC, expert_b)
-    y_bmC = _BlockProduct.apply(_swiglu(h_bmJ), down_ECI, expert_b)
+    h_bmJ = _BlockMatmul.apply(x_bmC, gate_up_EJC, expert_b)
+    y_bmC = _BlockMatmul.apply(_swiglu(h_bmJ), down_ECI, expert_b)
     return y_bmC.flatten(0, 1)[row_S] * weight_S1
 
 
-class _BlockProduct(torch.autograd.Function):
+class _BlockMatmul(torch.autograd.Function):
     """x_bmC · weight_EJC[expert_b]ᵀ; the blocks' copies of weights are made again in backward, not kept until then.
 
     Kept, they would be several times the experts themselves: 4.5 GB for 12 layers of 40 blocks of 768 × 2048.
@@ -136,10 +136,10 @@ def _experts_cpu(
     gate_up_EJC: Tensor,
     down_ECI: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y_NC and, for backward, the hidden h_SJ and each visit's y_SC."""
-    n_visits, width = token_S.size(0), down_ECI.size(2)
-    h_SJ = x_NC.new_empty(n_visits, 2 * width)
-    y_SC = x_NC.new_empty(n_visits, x_NC.size(1))
+    """Return y_NC and, for backward, the hidden h_SJ and each assignment's y_SC."""
+    n_assigned, width = token_S.size(0), down_ECI.size(2)
+    h_SJ = x_NC.new_empty(n_assigned, 2 * width)
+    y_SC = x_NC.new_empty(n_assigned, x_NC.size(1))
     for e, begin, end in _slices(end_E):
         h_MJ = h_SJ[begin:end]
         torch.mm(x_NC.index_select(0, token_S[begin:end]), gate_up_EJC[e].T, out=h_MJ)
@@ -148,21 +148,9 @@ def _experts_cpu(
 
 
 @_experts_cpu.register_fake
-def _(
-    x_NC: Tensor,
-    weight_NK: Tensor,
-    token_S: Tensor,
-    place_NK: Tensor,
-    end_E: Tensor,
-    gate_up_EJC: Tensor,
-    down_ECI: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    n_visits = token_S.size(0)
-    return (
-        torch.empty_like(x_NC),
-        x_NC.new_empty(n_visits, gate_up_EJC.size(1)),
-        x_NC.new_empty(n_visits, x_NC.size(1)),
-    )
+def _(x_NC: Tensor, weight_NK: Tensor, token_S: Tensor, place_NK: Tensor, end_E: Tensor, *weights: Tensor) -> Any:
+    n_assigned, width = token_S.size(0), weights[0].size(1)
+    return torch.empty_like(x_NC), x_NC.new_empty(n_assigned, width), x_NC.new_empty(n_assigned, x_NC.size(1))
 
 
 @torch.library.custom_op("moe::experts_backward", mutates_args=(), device_types="cpu")
@@ -207,24 +195,8 @@ def _experts_cpu_backward(
 
 
 @_experts_cpu_backward.register_fake
-def _(
-    grad_NC: Tensor,
-    x_NC: Tensor,
-    weight_NK: Tensor,
-    token_S: Tensor,
-    place_NK: Tensor,
-    end_E: Tensor,
-    gate_up_EJC: Tensor,
-    down_ECI: Tensor,
-    h_SJ: Tensor,
-    y_SC: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(x_NC),
-        torch.empty_like(weight_NK),
-        torch.empty_like(gate_up_EJC),
-        torch.empty_like(down_ECI),
-    )
+def _(grad_NC: Tensor, x_NC: Tensor, weight_NK: Tensor, *rest: Tensor) -> Any:
+    return tuple(torch.empty_like(tensor) for tensor in (x_NC, weight_NK, rest[3], rest[4]))
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:

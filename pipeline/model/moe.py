@@ -4,8 +4,8 @@
 
 Tokens are sorted by expert once; each expert then multiplies one contiguous slice. State dicts carry litgpt's names.
 
-Legend: B batch, T time, N = B·T tokens, C embedding, E experts, K experts of a token, S = N·K visits sorted by
-expert, M visits of one expert, I an expert's width, J = 2·I (gate above up, one product for both).
+Legend: B batch, T time, N = B·T tokens, C embedding, E experts, K experts of a token, S = N·K token–expert
+assignments sorted by expert, M of them of one expert, I an expert's width, J = 2·I (gate above up, one matmul).
 """
 
 from typing import Any
@@ -67,7 +67,7 @@ class MoE(nn.Module):
 
 
 def dispatch(index_NK: Tensor, n_expert: int) -> tuple[Tensor, Tensor]:
-    """Sort the visits by expert: `order_S` (visit n·K + k at each sorted place) and where each expert's slice ends.
+    """Sort assignments by expert: `order_S` (number n·K + k at each sorted place) and where each expert's slice ends.
 
     `end_E` is int32 and stays on the device; counting with searchsorted needs no atomics and no wait.
     """

@@ -1,4 +1,4 @@
-"""Which experts a token visits, and what there is to know about it: the router and its statistics.
+"""Which experts a token is routed to, and what there is to know about it: the router and its statistics.
 
     model(idx_BT); layers = routing(model)       # after a training forward: a Routing of each MoE layer
     totals.add(layers); totals.read()            # over many forwards: a RoutingStats of each MoE layer
@@ -24,7 +24,7 @@ class Routing(NamedTuple):
     `probability_E` and `z` carry gradients to the router; they are what the auxiliary losses are made of.
     """
 
-    count_E: Tensor  # tokens that visited each expert, int64
+    count_E: Tensor  # tokens of each expert, int64
     probability_E: Tensor  # mean over the tokens of the router's distribution
     z: Tensor  # mean over the tokens of logsumexp(logits)^2
     entropy: Tensor  # mean entropy of a token's distribution, nats

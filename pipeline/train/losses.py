@@ -65,7 +65,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_hidden_NC is not None:
                 grad_hidden_NC[begin : begin + chunk] = (grad_logits @ head_VC) * kept
             if grad_head_VC is not None:
-                _add_product(grad_head_VC, grad_logits.T, hidden * kept)
+                _add_matmul(grad_head_VC, grad_logits.T, hidden * kept)
         ctx.save_for_backward(grad_hidden_NC, grad_head_VC, n_targets)
         ctx.head_dtype = head_VC.dtype
         return total / n_targets
@@ -82,7 +82,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+def _add_matmul(total: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:
@@ -102,9 +102,9 @@ class Auxiliary(NamedTuple):
 class GlobalBatch:
     """Load balancing over the global batch: the fractions of one optimizer step, over its micro batches and ranks.
 
-    Switch's loss (arXiv 2101.03961, equation 4; for top-k its count over N·K visits) of a layer is
+    Switch's loss (arXiv 2101.03961, equation 4; for top-k its count over N·K assignments) of a layer is
 
-        E · Σ_e f_e · P_e,   f_e = visits of expert e / all visits,   P_e = mean over tokens of the router's p_e
+        E · Σ_e f_e · P_e,   f_e = assignments to expert e / all,   P_e = mean over tokens of the router's p_e
 
     with f and P over the global batch (arXiv 2501.11873: balancing each micro batch forbids specialization). f has no
     gradient; P is a mean over micro batches and ranks, as the gradient is. So the loss of micro batch m on a rank is

@@ -183,14 +183,14 @@ def test_flops_are_those_that_torch_counts() -> None:
     forward = counter.get_total_flops()
     counted = build.count(model, VOCAB)
     attention = 4 * counted.n_layer * counted.attention_width * T * T  # torch multiplies the masked half too
-    assert forward == 2 * counted.products * T + attention
+    assert forward == 2 * counted.matmuls * T + attention
     assert counted.flops_per_token(T) * T == 3 * (forward - attention + attention * (T + 1) / (2 * T))
 
 
 def test_experts_that_a_token_does_not_visit_cost_no_flops() -> None:
     few, many = (build.count(tiny(n_expert=n), VOCAB) for n in (4, 8))
     router = 4 * 32 * 3  # weights of four more experts in three routers
-    assert many.products - few.products == router
+    assert many.matmuls - few.matmuls == router
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused() -> None:

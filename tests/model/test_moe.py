@@ -157,7 +157,7 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_float32_gradients() -> None:
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
-def _visits(n_tokens: int, n_expert: int, top: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+def _assignments(n_tokens: int, n_expert: int, top: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
     index_NK = torch.rand(n_tokens, n_expert).topk(top, -1).indices
     order_S, end_E = dispatch(index_NK, n_expert)
     leaves = [torch.randn(*s, dtype=dtype).requires_grad_() for s in [(n_tokens, 8), (n_tokens, top)]]
@@ -175,7 +175,7 @@ def _sorted_kernel(products, x_NC, weight_NK, order_S, end_E, gate_up_EJC, down_
 
 def test_gradients_of_the_cpu_kernel_are_those_of_finite_differences() -> None:
     torch.manual_seed(0)
-    x, weight, order, end, up, down = _visits(5, 4, 2)
+    x, weight, order, end, up, down = _assignments(5, 4, 2)
     assert torch.autograd.gradcheck(
         lambda x, w, u, d: expert_kernels.experts(x, w, order, end, u, d), (x, weight, up, down)
     )
@@ -185,7 +185,7 @@ def test_gradients_of_the_cpu_kernel_are_those_of_finite_differences() -> None:
 @pytest.mark.parametrize("products", [expert_kernels._blocked, expert_kernels._grouped])
 def test_every_kernel_gives_the_same(products, n_tokens: int, n_expert: int, top: int) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(1)
-    inputs = _visits(n_tokens, n_expert, top, torch.float32)
+    inputs = _assignments(n_tokens, n_expert, top, torch.float32)
     leaves = [t for t in inputs if t.requires_grad]
     results = []
     for kernel in (expert_kernels.experts, lambda *a: _sorted_kernel(products, *a)):
@@ -196,7 +196,7 @@ def test_every_kernel_gives_the_same(products, n_tokens: int, n_expert: int, top
 
 
 def test_the_cpu_operator_is_well_formed() -> None:
-    x, weight, order, end, up, down = _visits(5, 4, 2, torch.float32)
+    x, weight, order, end, up, down = _assignments(5, 4, 2, torch.float32)
     place = order.argsort().view(weight.shape)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     inputs = (x, weight, order // 2, place, end, up, down)
@@ -209,7 +209,7 @@ def test_off_the_cpu_no_value_is_read_on_the_host() -> None:
     x_BTC = torch.randn(2, 8, 16, device="meta", requires_grad=True)
     layer(x_BTC).sum().backward()
     assert x_BTC.grad is not None
-    inputs = [t.to("meta") for t in _visits(16, 4, 2, torch.bfloat16)]
+    inputs = [t.to("meta") for t in _assignments(16, 4, 2, torch.bfloat16)]
     assert _sorted_kernel(expert_kernels._grouped, *inputs).shape == (16, 8)
 
 

@@ -111,17 +111,17 @@ def test_never_more_logits_than_a_chunk(training: bool) -> None:
 def _brute_force(layer: MoE, x_NC: Tensor, chosen_from: Tensor) -> Tensor:
     """E · Σ_e f_e · P_e token by token, in float64: f counted over `chosen_from`, P the mean over `x_NC`."""
     weight = layer.gate.weight.double()
-    visits = [0] * E
+    assigned = [0] * E
     for x in chosen_from.double():
         logits = weight @ x
         choice = logits.sigmoid() + layer.gate.e_score_correction_bias if layer.gate.kind == "sigmoid" else logits
         for e in choice.argsort(descending=True)[:K].tolist():
-            visits[e] += 1
+            assigned[e] += 1
     total = torch.zeros((), dtype=torch.float64)
     for x in x_NC.double():
         logits = weight @ x
         score = logits.sigmoid() if layer.gate.kind == "sigmoid" else torch.exp(logits)
-        total = total + sum(visits[e] / sum(visits) * score[e] / score.sum() for e in range(E))
+        total = total + sum(assigned[e] / sum(assigned) * score[e] / score.sum() for e in range(E))
     return E * total / len(x_NC)
 
 
