@@ -25,7 +25,9 @@ _ROUNDS = 6
 
 
 class Shuffle:
-    """A pseudo-random permutation of range(n) that is computed where it is looked at, in no memory.
+    """A pseudo-random permutation of range(n), computed index by index, in no memory.
+
+    A seeded array of indices would be simpler, but takes 8 bytes a sample in each rank and reader: 24 GB of 3 billion.
 
     A Feistel network over the smallest even-bit domain that holds n, walked until it falls inside (Black and
     Rogaway 2002, "Ciphers with Arbitrary Finite Domains"); the round function is the mixer of splitmix64.
