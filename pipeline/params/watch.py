@@ -37,9 +37,10 @@ def check(params: Any) -> None:
                 continue
             _refuse_outputs(f"{section}.{key}", path, place, (*OUTPUTS, _RUNS) if watch else OUTPUTS)
             if watch and not _inside(place, Path(watch)):
+                whole = place if place.parent == Path() else place.parent
                 raise ValueError(
                     f"{section}.watch: {watch} does not hold {path} ({section}.{key}), so an edit of it would not be "
-                    f"noticed; set the folder of the files, as in -S {section}.watch={place.parent}"
+                    f"noticed; compose anew (`moe compose`), or set what holds it, as in -S {section}.watch={whole}"
                 )
 
 

@@ -45,7 +45,7 @@ def refused(stage: typer.Typer) -> str:
         ("empty.txt", b"\n \n", "no document in empty.txt"),
         ("latin.txt", b"A caf\xe9.\n", "latin.txt: line 1, byte 5: not UTF-8"),
         ("cut.txt.gz", gzip.compress(STORY.encode() * 99)[:-9], "cut.txt.gz: damaged or cut short"),
-        ("cut.parquet", b"PAR1 nothing more", "cut.parquet: damaged parquet"),
+        ("cut.parquet", b"PAR1 nothing more", "cut.parquet: damaged or cut short"),
         ("column.jsonl", b'{"body": "a"}\n', "column.jsonl: line 1: no field 'text'; there is body"),
         ("absent.txt", None, "download.path = 'absent.txt': no such file or folder"),
     ],
@@ -53,7 +53,7 @@ def refused(stage: typer.Typer) -> str:
 def test_a_bad_corpus_is_refused_by_download(
     project: Callable[..., Path], name: str, data: bytes | None, message: str
 ) -> None:
-    folder = project("download=local", f"download.path={name}")
+    folder = project("download=local", f"download.path={name}", f"download.watch={name}")
     if data is not None:
         (folder / name).write_bytes(data)
     said = refused(download.app)
