@@ -87,9 +87,8 @@ class Inputs:
             raw = params.read(self._params_file)
         except UserError:
             return {str(self._params_file): None}  # being edited; the values differ from those at the start
-        found = {
-            f"params.yaml:{key}": value for key, value in _leaves({s: raw.get(s) for s in self._declared["params"]})
-        }
+        declared = tuple(f"{key}." for key in self._declared["params"])  # a section, or one value such as export.name
+        found = {f"params.yaml:{key}": value for key, value in _leaves(raw) if f"{key}.".startswith(declared)}
         for dependency in self._declared.get("deps", []):
             path = Path(re.sub(r"\$\{([\w.]+)\}", lambda key: str(found.get(f"params.yaml:{key[1]}")), dependency))
             for file in [path] if path.is_file() else hashing.files_below(path) if path.is_dir() else []:

@@ -33,7 +33,7 @@ def main(
         val = figures["val"]
         summary = f"val loss {val['loss']:.4f}, perplexity {val['perplexity']:.2f}"
         summary += f", {val['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in val else ""
-        metrics = {name: val[name] for name in ("loss", "perplexity", "bits_per_byte", "accuracy") if name in val}
+        metrics = {name: val[name] for name in ("loss", "bits_per_byte", "accuracy") if name in val}
         metrics |= {name: value for name, value in figures.get("routing", {}).items() if name != "max_violation"}
         metrics["stories_that_end"] = figures["samples"]["ends"]
         metrics["val_text"] = details["val_set"]["text"][:8]  # rows of `dvc exp show` compare where it is the same

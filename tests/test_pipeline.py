@@ -1,5 +1,6 @@
 """The whole DAG, run by DVC on a tiny configuration in a clone of its own: what runs, what not, what comes out."""
 
+import csv
 import gzip
 import json
 import os
@@ -120,7 +121,7 @@ def test_one_command_goes_from_raw_text_to_an_exported_model(clone, repro):
     assert ran(repro) == STAGES
     for stage in STAGES:
         assert f"\n{stage}: wrote " in repro, f"{stage} ends with no line that says what it wrote"
-    assert 'uv run moe generate --prompt "Once upon a time"' in repro
+    assert "uv run moe generate --prompt " in repro
     assert 0 < metrics(clone, "evaluate")["val"]["bits_per_byte"] < 8
 
 
@@ -198,7 +199,8 @@ def test_the_reports_can_be_shown_by_dvc(clone, repro):
         for axes in plot.values():
             x = axes["x"] if isinstance(axes["x"], dict) else dict.fromkeys(axes["y"], axes["x"])
             for path, columns in [*x.items(), *axes["y"].items()]:
-                written = re.split("[,\t]", (clone / path).read_text("utf-8").splitlines()[0])
+                with (clone / path).open(encoding="utf-8", newline="") as table:
+                    written = next(csv.reader(table))
                 assert set([columns] if isinstance(columns, str) else columns) <= set(written), path
     run(clone, "dvc", "plots", "show", "-o", "plots_shown")
     assert (clone / "plots_shown" / "index.html").stat().st_size > 1000
@@ -211,7 +213,7 @@ def test_the_reports_can_be_shown_by_dvc(clone, repro):
 WATCHERS = {"params", "stage", "console", "errors", "tracking"}
 REFUSES_ONLY = {("train", "huggingface")}  # checks before training that the model can be exported
 LOOK_ONLY = {("train", "plotting")}  # a change of the pictures' look never trains again
-RARELY = {("evaluate", "huggingface")}  # with lm-eval tasks
+RARELY = {("evaluate", "huggingface"), ("tokenize", "hub")}  # with lm-eval tasks; a tokenizer of the Hub
 OTHER_SOURCES = {"HuggingFace", "Url", "Wandb"}  # need a server; tests/download has one
 
 
@@ -294,7 +296,7 @@ def test_every_parameter_is_read_by_a_stage_that_declares_its_section(recorded):
         for section, key in keys(params.Params, "")
         if not any(key in recorded[stage]["parameters"] for stage in readers[section]) and "Bundled" not in key
     ]
-    assert unread == []
+    assert unread == [], recorded["tokenize"]["parameters"]
 
 
 # --- changes ----------------------------------------------------------------------------------------------------------
@@ -331,18 +333,26 @@ def test_an_edit_of_a_file_behind_a_glob_or_of_a_benchmark_is_noticed(tmp_path):
     config = folder / "configs" / "config.yaml"
     config.write_text(config.read_text("utf-8").replace("download: {documents: 300}\n", ""), "utf-8")
     told = [story.text.replace("\n", " ") for story in stories(40, seed=5)]
-    (folder / "books").mkdir()
-    (folder / "books" / "a.txt").write_text("\n".join(told[:20]), "utf-8")
-    (folder / "books" / "b.txt").write_text("\n".join(told[20:]), "utf-8")
-    (folder / "books" / "notes.md").write_text("No story.", "utf-8")
+    books = folder / "data" / "own" / "books"
+    books.mkdir(parents=True)
+    (books / "a.txt").write_text("\n".join(told[:20]), "utf-8")
+    (books / "b.txt").write_text("\n".join(told[20:]), "utf-8")
+    (books / "notes.md").write_text("No story.", "utf-8")
     (folder / "bench.txt").write_text("A question of thirteen words and more that no story in this corpus has asked.")
-    chosen = ["-S", "download=local", "-S", "download.path=books/*.txt", "-S", "clean.decontaminate=[bench.txt]"]
+    chosen = [
+        "-S",
+        "download=local",
+        "-S",
+        "download.path=data/own/books/*.txt",
+        "-S",
+        "clean.decontaminate=[bench.txt]",
+    ]
     assert ran(run(folder, "dvc", "exp", "run", *chosen, "clean")) == ["download", "clean"]
     assert metrics(folder, "clean")["documents_in"] == 40
     (folder / "bench.txt").write_text(told[30], "utf-8")
     assert ran(run(folder, "dvc", "repro", "clean")) == ["clean"]
     assert metrics(folder, "clean")["dropped"]["benchmark_overlap"]["documents"] >= 1
-    (folder / "books" / "b.txt").write_text("\n".join(told[25:]), "utf-8")
+    (books / "b.txt").write_text("\n".join(told[25:]), "utf-8")
     assert ran(run(folder, "dvc", "repro", "clean")) == ["download", "clean"]
     assert metrics(folder, "clean")["documents_in"] == 35
     refused = run(folder, "dvc", "exp", "run", "-S", "download=local", "-S", "download.path=*.txt", check=False)

@@ -4,7 +4,10 @@ device = device_of(train)
 with explained(train): fabric = started(train, device)      # also its loop: another process that ends becomes words
 """
 
+import atexit
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -134,20 +137,32 @@ def _watch(what: str, is_gone: Callable[[], bool], children: list[Popen[bytes]])
     threading.Thread(target=watch, daemon=True, name="watch of the other processes").start()
 
 
+def _exit_at_once() -> None:
+    """Nothing waits for a group that has lost a process while the interpreter takes it apart."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
+
+
 @contextmanager
 def explained(train: Train) -> Iterator[None]:
     """Turn the end of another process of this run, or of one that reads tokens, into a UserError."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         text = str(error)
-        if "DataLoader worker" in text:
+        no_reader = train.num_workers > 0 and not isinstance(
+            error, RuntimeError
+        )  # while a batch comes through the pipe
+        if no_reader or "DataLoader worker" in text:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises this again for each reader that ends
             raise UserError(
-                f"a process that reads tokens has ended ({text.splitlines()[0]}); it may have run out of memory: "
+                f"a process that reads tokens has ended ({text.partition(chr(10))[0]}); it may have run out of memory: "
                 f"lower train.num_workers (now {train.num_workers}). {_CHECKPOINT_STAYS}"
             ) from None
         lost = isinstance(error, DistError) or "gloo" in text or "NCCL" in text or "Connection " in text
         if train.devices * train.num_nodes > 1 and lost:
+            atexit.register(_exit_at_once)
             raise UserError(
                 "another process of this run has ended or cannot be reached; if it left a message, that says why. "
                 f"{_CHECKPOINT_STAYS}"

@@ -43,7 +43,7 @@ def train(
     run: tracking.Run | None = None,
     resume: str = "auto",
     before: Callable[[int], None] | None = None,
-    check: Callable[[], None] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train as `params` say and write `into`, a litgpt checkpoint folder; return the report (empty but on rank 0).
 
@@ -93,7 +93,7 @@ class _Trainer:
         fabric: Fabric,
         begin: resumption.Beginning,
         interruption: Interruption,
-        check: Callable[[], None] | None,
+        check: Callable[[], None],
     ) -> None:
         self.params, self.plan, self.fabric, self.begin = params, planned, fabric, begin
         self.config, self.interruption, self.check = params.train, interruption, check
@@ -195,8 +195,7 @@ class _Trainer:
                     raise Interrupted(signal, self.done, total, self.begin.folder)
                 if reason is None and self.done % config.checkpoint_every == 0:
                     self._pause(self._save)
-                    if self.check is not None:
-                        launch.from_rank_zero(fabric, self.check)
+                    launch.from_rank_zero(fabric, self.check)  # all ranks meet here, whoever has something to check
         if self.validated != self.done:  # a checkpoint that was named is at the end of this run without having seen one
             self.last["val_loss"] = self._validate()
         self._elapsed, self._resumed_at = self.elapsed, None

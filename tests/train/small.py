@@ -36,7 +36,7 @@ def run(
     resume: str = "auto",
     plots: bool = False,
     threads: int = 1,
-    check: Callable[[], None] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train into out/model, in this process."""
     from pipeline.train import loop

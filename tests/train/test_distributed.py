@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -220,9 +221,7 @@ def test_a_rank_that_is_killed_ends_the_other_with_words(corpus: Path, tmp_path:
     assert list(tmp_path.glob("checkpoints/*/step-*"))
 
 
-def test_a_reader_that_is_killed_ends_training_with_words(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def with_a_reader_that_is_killed(corpus: Path, out: Path, words: Any) -> None:
     original = Step.__call__
 
     def kill_reader(self: Any, number: int, batches: Any) -> None:
@@ -231,9 +230,20 @@ def test_a_reader_that_is_killed_ends_training_with_words(
                 os.kill(reader.pid or 0, signal.SIGKILL)
         original(self, number, batches)
 
-    monkeypatch.setattr(Step, "__call__", kill_reader)
-    with pytest.raises(UserError, match=r"a process that reads tokens has ended .*train\.num_workers \(now 1\)"):
-        run(corpus, tmp_path, tiny(num_workers=1, max_steps=1000))
+    Step.__call__ = kill_reader  # type: ignore[method-assign]
+    try:
+        run(corpus, out, tiny(num_workers=1, max_steps=1000))
+    except UserError as error:
+        words.put(str(error))
+
+
+def test_a_reader_that_is_killed_ends_training_with_words(children: Any, corpus: Path, tmp_path: Path) -> None:
+    words = children.Queue()  # in a process of its own: torch raises from a handler of signals, wherever that finds it
+    process = children.Process(target=with_a_reader_that_is_killed, args=(corpus, tmp_path, words))
+    process.start()
+    said = words.get(timeout=100)
+    assert re.match(r"a process that reads tokens has ended .*train\.num_workers \(now 1\)", said), said
+    process.join()
 
 
 @pytest.mark.parametrize(
@@ -272,3 +282,12 @@ def test_one_process_alone_reports(monkeypatch: pytest.MonkeyPatch, environment:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert (rank_of_this_process() == 0) == first
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_reader_that_ends_while_a_batch_comes_from_it_is_named(error: Exception) -> None:
+    with (
+        pytest.raises(UserError, match=r"a process that reads tokens has ended"),
+        launch.explained(tiny(num_workers=1).train),
+    ):
+        raise error
