@@ -1,5 +1,6 @@
 """configs/ composed into params.yaml, as `dvc exp run` does it: `moe compose`."""
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,13 +10,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import params
 from pipeline.errors import UserError
+from pipeline.files import written_whole
 
 
 def compose(output: Path, configs: Path = Path("configs"), overrides: list[str] | None = None) -> None:
     """Write the parameters that `configs` and the overrides give to `output`. Raises UserError where Hydra refuses."""
     folder = str(configs.resolve())
     try:
-        compose_and_dump(output, folder, None, "config", folder, overrides or [])  # its hydra_plugins/ are found there
+        with TemporaryDirectory(prefix="moe-compose-") as place:  # DVC asks for the suffix .yaml
+            composed = Path(place) / "params.yaml"
+            compose_and_dump(composed, folder, None, "config", folder, overrides or [])  # hydra_plugins/ are there
+            with written_whole(output) as partial:
+                shutil.copyfile(composed, partial)
     except OverrideParseException as error:
         raise UserError(
             f"{error}\na value with brackets or letters beyond ASCII needs quotes within quotes: 'KEY=\"VALUE\"'"
