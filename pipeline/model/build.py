@@ -8,6 +8,7 @@ Checkpoint folders are in pipeline/model/checkpoint_folder.py.
 Legend: B batch, T time, C embedding, V padded vocabulary.
 """
 
+import copy
 import hashlib
 from dataclasses import dataclass
 
@@ -75,8 +76,10 @@ class MoEGPT(GPT):
     """litgpt's GPT with `MoE` in the layers that hold experts, and a `hidden` that masks documents."""
 
     def __init__(self, config: Config, model: Model) -> None:
-        super().__init__(config)
-        self.params = model
+        plain = copy.copy(config)
+        plain.mlp_class_name = "LLaMAMLP"  # litgpt's experts, replaced below, are a module each: seconds for thousands
+        super().__init__(plain)
+        self.config, self.params = config, model
         blocks.put_in(self, config)
         for i, block in enumerate(self.transformer.h):
             block.mlp = MoE(config, model.norm_topk_prob) if i in moe_layers(model) else LLaMAMLP(config)
