@@ -213,7 +213,9 @@ WATCHERS = {"params", "stage", "console", "errors", "tracking"}
 REFUSES_ONLY = {("train", "huggingface")}  # checks before training that the model can be exported
 LOOK_ONLY = {("train", "plotting")}  # a change of the pictures' look never trains again
 RARELY = {("evaluate", "huggingface"), ("tokenize", "hub")}  # with lm-eval tasks; a tokenizer of the Hub
-OTHER_SOURCES = {"HuggingFace", "Url", "Wandb"}  # need a server; tests/download has one
+OTHER_SOURCES = {kind.__name__ for kind in get_args(get_args(params.Download)[0])} - {
+    "Local"
+}  # tests/download has them
 OF_A_PRETRAINED_TOKENIZER = {"Tokenizer.path", "Tokenizer.revision"}  # tests/tokenize has some
 
 
@@ -297,7 +299,7 @@ def test_every_parameter_is_read_by_a_stage_that_declares_its_section(recorded):
     unread = [
         key
         for section, key in keys(params.Params, "")
-        if not any(key in recorded[stage]["parameters"] for stage in readers[section]) and "Bundled" not in key
+        if not any(key in recorded[stage]["parameters"] for stage in readers[section])
     ]
     assert not set(unread) - OF_A_PRETRAINED_TOKENIZER, unread
 
