@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from pipeline import params
 from pipeline.documents import shards
@@ -20,12 +21,11 @@ from pipeline.tracking import exchange
 from tests.documents.formats import FORMATS, PARAGRAPHS, STORIES, as_jsonl, as_text
 
 ROOT = Path(__file__).parents[2]
-MODELS = {"bundled": params.Bundled, "local": params.Local, "url": params.Url, "wandb": params.Wandb}
 
 
 def preset(name: str, **changes: Any) -> Any:
     text = (ROOT / f"configs/download/{name}.yaml").read_text(encoding="utf-8")
-    return MODELS[name](**{**yaml.safe_load(text), "watch": "-", **changes})
+    return TypeAdapter(params.Download).validate_python({**yaml.safe_load(text), "watch": "-", **changes})
 
 
 def from_artifact(wanted: Any, into: Path, folder: Path) -> dict[str, Any]:
