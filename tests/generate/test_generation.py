@@ -83,12 +83,12 @@ def generator(work: Path, parameters: params.Params, tmp_path_factory: pytest.Te
 
 def test_greedy_equals_transformers_token_for_token(any_kind: Generator, tmp_path: Path) -> None:
     to_huggingface(any_kind.model, any_kind.tokenizer_folder, tmp_path / "hf", "float32", 10**9)
-    theirs_model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     words = AutoTokenizer.from_pretrained(tmp_path / "hf")
     for sampling in (GREEDY, Sampling(temperature=0, max_new_tokens=30, repetition_penalty=1.3)):
         for prompt, ours in zip(PROMPTS, any_kind.generate(PROMPTS, sampling), strict=True):
             given = words(prompt, return_tensors="pt", add_special_tokens=False)
-            theirs = theirs_model.generate(
+            theirs = reference.generate(
                 **given,
                 max_new_tokens=min(30, any_kind.context - given["input_ids"].size(1)),
                 do_sample=False,
