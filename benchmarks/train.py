@@ -30,6 +30,11 @@ PRESETS: dict[str, list[str]] = {
         *("model=moe_200m", "train.global_batch_size=16", "train.micro_batch_size=16", "train.loss_chunk=8192"),
         "train.precision=bf16-mixed",
     ],
+    "rtx3060": [*("model=moe_200m", "train=rtx3060"), *("train.global_batch_size=4", "train.micro_batch_size=2")],
+    "kaggle_t4x2": [
+        *("model=moe_200m", "train=kaggle_t4x2", "train.devices=1", "train.strategy=auto"),
+        *("train.global_batch_size=8", "train.micro_batch_size=4"),
+    ],
 }
 # What transformers has for experts; which is fastest depends on the machine, so each is tried for a few steps.
 EXPERTS = ("grouped_mm", "batched_mm", "eager")
@@ -51,6 +56,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Optimizer steps of each contender.")] = 60,
     only: Annotated[list[str] | None, typer.Option(help="Contenders to run; may be repeated.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    gigabytes: Annotated[float | None, typer.Option(help="Memory of the GPU that may be used; else all.")] = None,
     child: Annotated[Path | None, typer.Option(hidden=True)] = None,
     experts: Annotated[str, typer.Option(hidden=True)] = EXPERTS[0],
 ) -> None:
@@ -58,6 +64,8 @@ def main(
     if child is not None:
         _contend(only[0] if only else "ours", child, steps, experts)
         return
+    if gigabytes is not None:
+        os.environ["MOE_BENCHMARK_GIGABYTES"] = str(gigabytes)
     with tempfile.TemporaryDirectory(prefix="moe-benchmark-") as place:
         _prepare(Path(place), PRESETS[preset], steps, device)
         results = dict(_best(name, Path(place), steps) for name in only or CONTENDERS)
@@ -213,6 +221,11 @@ def _resident_peak() -> int:
 def _contend(name: str, place: Path, steps: int, experts: str) -> None:
     from pipeline import params
 
+    if cap := os.environ.get("MOE_BENCHMARK_GIGABYTES"):
+        import torch
+
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, float(cap) * 1e9 / whole))
     parameters = params.load(place / "params.yaml")
     marks = _Marks(steps)
     extra: dict[str, Any] = {}
