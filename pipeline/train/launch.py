@@ -1,7 +1,7 @@
 """Where training runs: device, precision and strategy out of params; its processes, their start and their end.
 
 device = device_of(train)
-with explained(train): fabric = started(train, device)      # also its loop: another process that ends becomes words
+with processes(train, device) as fabric: ...      # another process that ends becomes words
 """
 
 import atexit
@@ -30,7 +30,7 @@ from pipeline.errors import UserError
 from pipeline.model.device import resolve
 from pipeline.params import Train
 from pipeline.train.optimizers import OPTIMIZERS
-from pipeline.train.process import rank
+from pipeline.train.process import Interrupted, rank
 
 T = TypeVar("T")
 _TO_MEET = timedelta(minutes=1)  # how long processes wait for each other at the start
@@ -103,7 +103,7 @@ def _refuse_another_world(train: Train) -> None:
     )
 
 
-def started(train: Train, device: str) -> Fabric:
+def _started(train: Train, device: str) -> Fabric:
     """Fabric, launched: it starts the other processes, unless torchrun or Slurm did, and all find each other."""
     fabric = fabric_for(train, device)
     if rank():
@@ -118,7 +118,7 @@ def started(train: Train, device: str) -> Fabric:
 
 
 def _watch_children(child_processes: list[Popen[bytes]]) -> None:
-    children = child_processes  # which `end_children` empties
+    children = child_processes  # which `_end_children` empties
     _watch("another process of this run", lambda: any(child.poll() for child in children), children)
 
 
@@ -137,37 +137,60 @@ def _watch(what: str, is_gone: Callable[[], bool], children: list[Popen[bytes]])
     threading.Thread(target=watch, daemon=True, name="watch of the other processes").start()
 
 
-def _exit_at_once() -> None:
-    """Nothing waits for a group that has lost a process while the interpreter takes it apart."""
+@contextmanager
+def processes(train: Train, device: str) -> Iterator[Fabric]:
+    """The processes of this run, while the block lasts: what ends one of them, or a reader, becomes a UserError.
+
+    After a failure in the block no process waits for the others: rank 0 kills those it started.
+    """
+    fabric = None
+    try:
+        yield (fabric := _started(train, device))
+    except Exception as error:
+        if isinstance(error, Interrupted):  # the others were interrupted alike, and leave by themselves
+            _leave_group()
+            raise
+        if fabric is not None:
+            _end_children(fabric)
+        words = _in_words(error, train)
+        if train.devices * train.num_nodes > 1:
+            atexit.register(_exit_at_once, error, 2 if words or isinstance(error, UserError) else 1)
+        if words:
+            raise UserError(f"{words}. {_CHECKPOINT_STAYS}") from None
+        raise
+    except BaseException:
+        if fabric is not None:
+            _end_children(fabric)
+        _leave_group()
+        raise
+    _leave_group()
+
+
+def _in_words(error: Exception, train: Train) -> str | None:
+    """What became of another process, where this error says so."""
+    text = str(error)
+    unread = train.num_workers > 0 and isinstance(error, ConnectionError | EOFError)  # a batch came through a pipe
+    if unread or "DataLoader worker" in text:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises this again for each reader that ends
+        return (
+            f"a process that reads tokens has ended ({text.partition(chr(10))[0]}); it may have run out of memory: "
+            f"lower train.num_workers (now {train.num_workers})"
+        )
+    lost = isinstance(error, DistError) or any(sign in text for sign in ("gloo", "NCCL", "Connection "))
+    if train.devices * train.num_nodes > 1 and lost and isinstance(error, RuntimeError | ConnectionError | EOFError):
+        return "another process of this run has ended or cannot be reached; if it left a message, that says why"
+    return None
+
+
+def _exit_at_once(error: Exception, code: int) -> None:
+    """End this process without taking its group apart, which torch may wait for without end after a failure.
+
+    The last owner of a gloo group joins its threads with the interpreter's lock held, and they may want that lock: so
+    `error` is held here, whose frames hold the model and the group.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(2)
-
-
-@contextmanager
-def explained(train: Train) -> Iterator[None]:
-    """Turn the end of another process of this run, or of one that reads tokens, into a UserError."""
-    try:
-        yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        text = str(error)
-        no_reader = train.num_workers > 0 and not isinstance(
-            error, RuntimeError
-        )  # while a batch comes through the pipe
-        if no_reader or "DataLoader worker" in text:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises this again for each reader that ends
-            raise UserError(
-                f"a process that reads tokens has ended ({text.partition(chr(10))[0]}); it may have run out of memory: "
-                f"lower train.num_workers (now {train.num_workers}). {_CHECKPOINT_STAYS}"
-            ) from None
-        lost = isinstance(error, DistError) or "gloo" in text or "NCCL" in text or "Connection " in text
-        if train.devices * train.num_nodes > 1 and lost:
-            atexit.register(_exit_at_once)
-            raise UserError(
-                "another process of this run has ended or cannot be reached; if it left a message, that says why. "
-                f"{_CHECKPOINT_STAYS}"
-            ) from None
-        raise
+    os._exit(code)
 
 
 def from_rank_zero(fabric: Fabric, find: Callable[[], T]) -> T:
@@ -196,7 +219,7 @@ def reduced(fabric: Fabric, tensor: Tensor, how: str) -> Tensor:
     return result
 
 
-def end_children(fabric: Fabric) -> None:
+def _end_children(fabric: Fabric) -> None:
     """After a failure here: the processes that Fabric started would wait for this one for ever.
 
     Killed, since they note the first SIGTERM only; forgotten, since Fabric would kill this one for their exit codes.
@@ -207,6 +230,6 @@ def end_children(fabric: Fabric) -> None:
     processes.clear()
 
 
-def leave_group() -> None:
+def _leave_group() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

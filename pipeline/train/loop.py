@@ -57,8 +57,7 @@ def train(
     planned = plan.make(params, tokens, tokenizer)
     for samples in (planned.samples, planned.val):
         samples.verify()
-    with launch.explained(params.train):
-        fabric = launch.started(params.train, device)
+    with launch.processes(params.train, device) as fabric:
 
         def find() -> resumption.Beginning:
             plan.remarks(planned, params)
@@ -69,18 +68,10 @@ def train(
 
         built = build.resolved(params.model, planned.vocab_size)  # of a dense baseline, not what it is compared with
         sizes = (built, params.train, planned.count.total, planned.vocab_size, fabric.device)
-        try:
-            begin = launch.from_rank_zero(fabric, find)
-            with plan.explained(*sizes), Interruption() as interruption:
-                trainer = _Trainer(params, planned, fabric, begin, interruption, check)
-                return trainer.run(into, tokenizer, live, plots, run)
-        except Interrupted:  # the others were interrupted alike, and leave by themselves
-            raise
-        except BaseException:
-            launch.end_children(fabric)
-            raise
-        finally:
-            launch.leave_group()
+        begin = launch.from_rank_zero(fabric, find)
+        with plan.explained(*sizes), Interruption() as interruption:
+            trainer = _Trainer(params, planned, fabric, begin, interruption, check)
+            return trainer.run(into, tokenizer, live, plots, run)
 
 
 class _Trainer:

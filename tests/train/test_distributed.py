@@ -288,6 +288,6 @@ def test_one_process_alone_reports(monkeypatch: pytest.MonkeyPatch, environment:
 def test_a_reader_that_ends_while_a_batch_comes_from_it_is_named(error: Exception) -> None:
     with (
         pytest.raises(UserError, match=r"a process that reads tokens has ended"),
-        launch.explained(tiny(num_workers=1).train),
+        launch.processes(tiny(num_workers=1).train, "cpu"),
     ):
         raise error
