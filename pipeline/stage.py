@@ -24,6 +24,7 @@ RAW, CLEAN, TOKENIZER, TOKENS = Path("data/raw"), Path("data/clean"), Path("data
 CHECKPOINT, HUGGINGFACE, REPORTS = Path("models/litgpt"), Path("models/hf"), Path("reports")
 PLOTS = REPORTS / "plots"  # one folder a stage
 METRICS = REPORTS / "metrics"  # the few numbers that `dvc metrics` and `dvc exp show` list, one file a stage
+INSTRUCT, FINETUNED, ADAPTER = Path("data/instruct"), Path("models/finetuned"), Path("models/adapter")
 RUNS = Path("checkpoints")  # what training resumes from; not an output of DVC, so that a kill leaves it there
 
 
@@ -61,7 +62,8 @@ class Inputs:
 
     def __init__(self, name: str, params_file: Path) -> None:
         self._params_file = params_file
-        pipeline = Path("dvc.yaml")
+        folder, _, name = name.rpartition("/")
+        pipeline = Path(folder, "dvc.yaml")
         stages = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"] if pipeline.is_file() else {}
         self._declared = stages.get(name, {"params": list(params.Params.model_fields)})
         self._begin = self._now()
@@ -101,7 +103,10 @@ class Inputs:
 
 @contextmanager
 def stage(name: str, params_file: Path, resume_key: str | None = None) -> Iterator[Job]:
-    """Validate all of params.yaml, then run the block; a UserError becomes its words and exit code 2."""
+    """Validate all of params.yaml, then run the block; a UserError becomes its words and exit code 2.
+
+    `name`: of the stage in dvc.yaml; finetune/export is the stage export of finetune/dvc.yaml.
+    """
     try:
         parameters = params.load(params_file)
         inputs = Inputs(name, params_file)
@@ -116,6 +121,23 @@ def stage(name: str, params_file: Path, resume_key: str | None = None) -> Iterat
             raise
         console.fail(f"{name}: {words}")
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def other_rank(name: str) -> Iterator[None]:
+    """What a process does in a training that rank 0 reports: it computes, and says why where it fails."""
+    from pipeline.train.process import Interrupted, rank
+
+    try:
+        yield
+    except Interrupted:  # no failure: rank 0 gives the exit code, if it is not killed for one of ours
+        return
+    except UserError as error:
+        console.fail(f"{name}, rank {rank()}: {error}")
+        raise typer.Exit(2) from None
+    except Exception as error:
+        console.fail(f"{name}, rank {rank()}: {error!r}")
+        raise
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

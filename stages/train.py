@@ -9,7 +9,7 @@ import typer
 from pipeline import console
 from pipeline import params as parameters
 from pipeline.errors import UserError
-from pipeline.stage import CHECKPOINT, PLOTS, REPORTS, RUNS, TOKENIZER, TOKENS, stage
+from pipeline.stage import CHECKPOINT, PLOTS, REPORTS, RUNS, TOKENIZER, TOKENS, other_rank, stage
 from pipeline.train.process import Interrupted, rank
 
 app = typer.Typer(add_completion=False)
@@ -27,20 +27,12 @@ def main(
     ] = "auto",
 ) -> None:
     places: dict[str, Any] = {"runs": RUNS, "live": REPORTS / "live", "plots": PLOTS / "train", "resume": resume}
-    if rank():  # another process of the same run: it computes, rank 0 reports
-        try:
+    if rank():  # another process of the same run
+        with other_rank("train"):
             loaded = parameters.load(params)
             from pipeline.train import loop
 
             loop.train(loaded, TOKENS, TOKENIZER, CHECKPOINT, **places)
-        except Interrupted:  # no failure: rank 0 gives the exit code, if it is not killed for one of ours
-            return
-        except UserError as error:
-            console.fail(f"train, rank {rank()}: {error}")
-            raise typer.Exit(2) from None
-        except Exception as error:
-            console.fail(f"train, rank {rank()}: {error!r}")
-            raise
         return
     key = _fingerprint(params) if resume == "auto" else None
     with stage("train", params, resume_key=key) as job:

@@ -107,13 +107,18 @@ class MoEGPT(GPT):
 
 
 def documents(idx_BT: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
-    """Positions that restart after each end token [B, T], and who may attend to whom [B, 1, T, T] (True: may).
-
-    A token attends to itself and to earlier ones of its document; the EOS token belongs to the document it ends.
-    """
-    place_T = torch.arange(idx_BT.size(1), device=idx_BT.device)
+    """`apart` for documents that end with the EOS token."""
     begins_BT = torch.ones_like(idx_BT, dtype=torch.bool)
     begins_BT[:, 1:] = idx_BT[:, :-1] == eos_id
+    return apart(begins_BT)
+
+
+def apart(begins_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions that restart where a document begins [B, T], and who may attend to whom [B, 1, T, T] (True: may).
+
+    A token attends to itself and to earlier ones of its document.
+    """
+    place_T = torch.arange(begins_BT.size(1), device=begins_BT.device)
     begin_BT = torch.where(begins_BT, place_T, 0).cummax(1).values
     same = begin_BT[:, :, None] == begin_BT[:, None, :]
     return place_T - begin_BT, (same & (place_T[:, None] >= place_T)).unsqueeze(1)

@@ -59,7 +59,7 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | 
     Raises UserError for a folder that is missing, damaged, holds code, or holds a model that is not ours to run.
     """
     folder = Path(folder)
-    model, vocab_size = _described(folder)
+    model, vocab_size = described(folder)
     state = _read_weights(folder / WEIGHTS)
     _refuse_flipped_bits(folder / WEIGHTS)
     gpt = on_meta(model, vocab_size, dtype or next(iter(state.values())).dtype)
@@ -84,7 +84,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def _described(folder: Path) -> tuple[Model, int]:
+def described(folder: Path) -> tuple[Model, int]:
+    """The model of a folder and its tokenizer's vocabulary, without reading the weights."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; train a model first (dvc repro train), or name a litgpt checkpoint")
     if not (folder / PARAMS).exists():

@@ -53,14 +53,15 @@ class MoE(nn.Module):
         """[B, T, C] to [B, T, C]; in training it leaves its statistics in `self.routing`."""
         x_NC = x_BTC.reshape(-1, x_BTC.size(-1))
         weight_NK, index_NK, logits_NE, probability_NE = self.gate(x_NC)
-        order_S, end_E = dispatch(index_NK, self.down_ECI.size(0))
+        gate_up_EJC, down_ECI = self.gate_up_EJC, self.down_ECI  # read once: an adapter computes them anew each time
+        order_S, end_E = dispatch(index_NK, down_ECI.size(0))
         count_E = end_E.diff(prepend=end_E.new_zeros(1)).long()
         self.routing = observe(count_E, logits_NE, probability_NE) if self.training else None
         if self.routed_scaling_factor != 1.0:
             weight_NK = weight_NK * self.routed_scaling_factor
         dtype = _compute_dtype(x_NC)
         y_NC = expert_kernels.experts(
-            x_NC.to(dtype), weight_NK.to(dtype), order_S, end_E, self.gate_up_EJC.to(dtype), self.down_ECI.to(dtype)
+            x_NC.to(dtype), weight_NK.to(dtype), order_S, end_E, gate_up_EJC.to(dtype), down_ECI.to(dtype)
         )
         y_BTC = y_NC.view(x_BTC.shape)
         return y_BTC if self.shared_experts is None else y_BTC + self.shared_experts(x_BTC)
@@ -82,6 +83,8 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _to_litgpt_names(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    if f"{prefix}gate_up_EJC" not in state:  # with an adapter, whose names are its own
+        return
     gate_up_EJC, down_ECI = (state.pop(f"{prefix}gate_up_EJC"), state.pop(f"{prefix}down_ECI"))
     for e in range(gate_up_EJC.size(0)):
         fc_1, fc_2 = gate_up_EJC[e].chunk(2)

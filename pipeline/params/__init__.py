@@ -11,6 +11,7 @@ from pipeline.params.clean import Clean, NearDuplicates, Quality
 from pipeline.params.download import Bundled, Download, HuggingFace, Local, Url, Wandb
 from pipeline.params.evaluate import Evaluate
 from pipeline.params.export import Export
+from pipeline.params.finetune import Finetune, training
 from pipeline.params.model import Model, RopeScaling
 from pipeline.params.reading import leaves, load, read, validate
 from pipeline.params.rules import Params
@@ -23,6 +24,7 @@ __all__ = [
     "Download",
     "Evaluate",
     "Export",
+    "Finetune",
     "HuggingFace",
     "Local",
     "Model",
@@ -40,5 +42,6 @@ __all__ = [
     "leaves",
     "load",
     "read",
+    "training",
     "validate",
 ]

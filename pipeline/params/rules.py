@@ -10,6 +10,7 @@ from pipeline.params.clean import Clean
 from pipeline.params.download import Download
 from pipeline.params.evaluate import Evaluate
 from pipeline.params.export import Export
+from pipeline.params.finetune import Finetune, training
 from pipeline.params.model import Model
 from pipeline.params.section import Section
 from pipeline.params.tokenizer import Tokenizer
@@ -24,6 +25,7 @@ class Params(Section):
     train: Train
     evaluate: Evaluate
     export: Export
+    finetune: Finetune
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
@@ -48,4 +50,5 @@ class Params(Section):
             raise ValueError(
                 f"evaluate.stride: {self.evaluate.stride}; allowed: 1 to train.block_size = {self.train.block_size}"
             )
+        training(self.finetune, self.train, self.model.block_size)  # raises where they do not fit
         return self

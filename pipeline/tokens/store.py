@@ -18,6 +18,7 @@ from litdata.constants import _NUMPY_DTYPES_MAPPING, _TORCH_DTYPES_MAPPING
 from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.errors import UserError
+from pipeline.tokens.flags import ID
 
 DOCUMENTS = "documents.i64"  # beside the chunks; litdata looks only at what index.json lists
 
@@ -40,6 +41,7 @@ class _Index(BaseModel):
     chunks: list[_Chunk] = Field(min_length=1)
     config: _Layout
     sha256: dict[str, str] = {}
+    flags: bool = False  # whether tokens carry those of pipeline/tokens/flags.py; our writer of conversations adds it
 
 
 class TokenStore:
@@ -61,7 +63,7 @@ class TokenStore:
             errors = error.errors() if isinstance(error, ValidationError) else []
             why = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in errors[:3]) or error
             raise UserError(f"{path} is not the index of a token set ({why}); {self._again}") from None
-        self._sha256 = index.sha256
+        self._sha256, self.flags = index.sha256, index.flags
         self._files: list[tuple[Path, int]] = []  # each chunk and where in it the tokens begin
         self._starts = [0]  # first token of each chunk, and the number of all
         for chunk in index.chunks:
@@ -83,7 +85,7 @@ class TokenStore:
         return {**self.__dict__, "_maps": {}}
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start to stop (exclusive) as int64 [stop - start], across chunks where need be.
+        """Tokens start to stop (exclusive) as int64 [stop - start], with their flags, across chunks where need be.
 
         Raises IndexError unless 0 <= start <= stop <= n_tokens.
         """
@@ -136,7 +138,8 @@ class TokenStore:
         return mapped
 
     def _refuse_beyond_vocabulary(self, path: Path, tokens: np.ndarray) -> None:
-        for token in (tokens.min(), tokens.max()):
+        ids = tokens & ID if self.flags else tokens
+        for token in (ids.min(), ids.max()):
             if not 0 <= token < (self._vocab_size or 0):
                 raise UserError(
                     f"{path} holds token {token}, but the vocabulary has {self._vocab_size} tokens; {self._again}"

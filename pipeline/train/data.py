@@ -70,6 +70,7 @@ class Samples(Dataset[Tensor]):
     def __init__(self, folder: Path, block_size: int, seed: int | None, vocab_size: int | None = None) -> None:
         self._folder, self._seed, self._shuffle = folder, seed, (-1, Shuffle(1, 0, 0))
         self._store = TokenStore(folder, vocab_size)
+        self.flags = self._store.flags
         self.block_size = block_size
         self.count = max(0, (self._store.n_tokens - 1) // block_size)
 

@@ -42,19 +42,21 @@ def train(
     plots: Path | None,
     run: tracking.Run | None = None,
     resume: str = "auto",
+    adapter: plan.Adapter | None = None,
     before: Callable[[int], None] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train as `params` say and write `into`, a litgpt checkpoint folder; return the report (empty but on rank 0).
 
     resume: auto (the newest whole checkpoint of the same run, if any), never, or the path of a checkpoint.
+    adapter: what trains beside train.initial_checkpoint's weights, which are then frozen; None: all weights train.
     before: called on rank 0 with the vocabulary size before a new run begins; check: on rank 0 after each checkpoint; a
     UserError of theirs ends training. Raises UserError before anything is written where params, data and machine do
     not fit, and later where the loss stays not finite, memory runs out or the routing gate fails; Interrupted after
     SIGINT or SIGTERM.
     """
     device = launch.device_of(params.train)
-    planned = plan.make(params, tokens, tokenizer)
+    planned = plan.make(params, tokens, tokenizer, adapter)
     for samples in (planned.samples, planned.val):
         samples.verify()
     with launch.processes(params.train, device) as fabric:
@@ -92,7 +94,7 @@ class _Trainer:
         np.random.seed(self.config.seed % 2**32)
         torch.manual_seed(self.config.seed)
         self.gpt = self._model()
-        self.objective = Objective(self.gpt, self.config, planned.eos_id)
+        self.objective = Objective(self.gpt, self.config, planned.eos_id, planned.samples.flags)
         self.module = fabric.setup_module(self.objective)
         self.optimizers = optimizers.build(self.objective, self.config.optimizer, fabric.device)
         self.step = Step(fabric, self.module, self.optimizers, self.config)
@@ -113,6 +115,8 @@ class _Trainer:
         gpt = build.build(model, self.plan.vocab_size, seed=config.seed, device=device, dtype=dtype)
         if config.initial_checkpoint and self.begin.checkpoint is None:
             resumption.take_weights(gpt, Path(config.initial_checkpoint))
+        if self.plan.adapter:
+            self.plan.adapter.put_in(gpt, config.seed)
         if config.activation_checkpointing:
             recompute_blocks(gpt)
         return gpt
@@ -133,7 +137,8 @@ class _Trainer:
         model = self._whole_model()
         if self.history is None:
             return {}
-        checkpoint_folder.save(model, into, tokenizer)
+        save = self.plan.adapter.save if self.plan.adapter else checkpoint_folder.save
+        save(model, into, tokenizer)
         routing = self.gate.report()
         loads = [layer["tokens_per_expert"] for layer in routing["layers"]]
         if plots is not None:
@@ -212,7 +217,8 @@ class _Trainer:
         ranks = (fabric.global_rank, fabric.world_size)
         for tokens_BS in data.spread(self.plan.val, config.eval_samples, *ranks, config.micro_batch_size):
             loss, _ = self.module(tokens_BS.to(fabric.device))
-            total += torch.stack([loss.float() * len(tokens_BS), loss.new_tensor(len(tokens_BS), dtype=torch.float32)])
+            weight = self.objective.weight(tokens_BS).to(fabric.device)
+            total += torch.stack([loss.float() * weight, weight])
         self.module.train()
         total = launch.reduced(fabric, total, "sum")
         return float(total[0] / total[1])

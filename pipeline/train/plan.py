@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -28,6 +28,18 @@ from pipeline.train.optimizers import OPTIMIZERS
 _MANY_EPOCHS = 4  # beyond, repeated tokens are worth visibly less (Muennighoff et al. 2023, arXiv 2305.16264)
 
 
+class Adapter(Protocol):
+    """What is trained beside frozen weights."""
+
+    identity: dict[str, Any]  # every setting that decides what is learned, as plain values
+
+    def put_in(self, gpt: build.MoEGPT, seed: int) -> None:
+        """Freeze the model's weights and add what trains; also on the meta device."""
+
+    def save(self, gpt: build.MoEGPT, into: Path, tokenizer: Path) -> None:
+        """Write the trained model as a litgpt checkpoint folder."""
+
+
 @dataclass(frozen=True)
 class Plan:
     vocab_size: int  # of the tokenizer; the model's may be larger
@@ -39,6 +51,7 @@ class Plan:
     bound: str  # the parameter that ends the run
     tokens_per_step: int
     flops_per_token: float
+    adapter: "Adapter | None" = None
 
     @property
     def epochs(self) -> float:
@@ -46,7 +59,7 @@ class Plan:
         return self.total_steps * self.tokens_per_step / (self.samples.count * self.samples.block_size)
 
 
-def make(params: Params, tokens: Path, tokenizer: Path) -> Plan:
+def make(params: Params, tokens: Path, tokenizer: Path, adapter: Adapter | None = None) -> Plan:
     """Raises UserError for too few tokens, a vocabulary that does not fit, or data that is not there."""
     train = params.train
     vocab_size = vocabulary.vocab_size(tokenizer)
@@ -78,6 +91,7 @@ def make(params: Params, tokens: Path, tokenizer: Path) -> Plan:
         bound=bound,
         tokens_per_step=tokens_per_step,
         flops_per_token=count.flops_per_token(train.block_size),
+        adapter=adapter,
     )
     if train.schedule.warmup > plan.total_steps:
         raise UserError(

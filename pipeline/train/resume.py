@@ -27,7 +27,7 @@ from pipeline.model import build, checkpoint_folder
 from pipeline.model.layout import moe_layers
 from pipeline.params import Params, leaves
 from pipeline.train import optimizers
-from pipeline.train.plan import Plan
+from pipeline.train.plan import Adapter, Plan
 
 _STATE, _META = "state.pt", "meta.json"
 _ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ _FREE = (
 )
 
 
-def identity(params: Params, tokens: Path, tokenizer: Path) -> dict[str, Any]:
+def identity(params: Params, tokens: Path, tokenizer: Path, adapter: Adapter | None = None) -> dict[str, Any]:
     """Every field that decides the weights, as plain values: dotted parameters, and hashes of data and code."""
     fields: dict[str, Any] = {}
     for section in ("model", "train"):
@@ -54,6 +54,7 @@ def identity(params: Params, tokens: Path, tokenizer: Path) -> dict[str, Any]:
     if params.train.initial_checkpoint:
         weights = Path(params.train.initial_checkpoint) / checkpoint_folder.WEIGHTS
         fields["data.initial_checkpoint"] = hashing.file_sha256(weights) if weights.is_file() else None
+    fields |= adapter.identity if adapter else {}
     fields["code"] = _code_hash(_ROOT)
     return json.loads(json.dumps(fields))
 
@@ -122,7 +123,7 @@ _KEYS = {
     *("compiled", "elapsed", "validated"),
 }
 # Fields that decide whether a checkpoint's tensors fit at all, and mean the same.
-_OF_THE_MODEL = ("model.", "data.tokenizer", "train.optimizer.name")
+_OF_THE_MODEL = ("model.", "data.tokenizer", "train.optimizer.name", "finetune.")
 
 
 def find(params: Params, planned: Plan, tokens: Path, tokenizer: Path, runs: Path, resume: str) -> Beginning:
@@ -130,7 +131,7 @@ def find(params: Params, planned: Plan, tokens: Path, tokenizer: Path, runs: Pat
 
     Raises UserError where the path has no checkpoint that this run can go on from, with what differs.
     """
-    mine = identity(params, tokens, tokenizer)
+    mine = identity(params, tokens, tokenizer, planned.adapter)
     folder = runs / fingerprint(mine)
     if resume == "never":
         return Beginning(folder, mine, None)
@@ -192,6 +193,8 @@ def _refuse_misfit(found: Checkpoint, params: Params, planned: Plan) -> None:
         )
     state = found.load(mmap=True)
     gpt = build.on_meta(params.model, planned.vocab_size)
+    if planned.adapter:
+        planned.adapter.put_in(gpt, params.train.seed)
     try:
         wrong = _misfit_of_model(gpt, state["model"])
         for i, optimizer in enumerate(optimizers.build(gpt, params.train.optimizer, torch.device("meta"))):

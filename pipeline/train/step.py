@@ -14,9 +14,10 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from pipeline.model.build import MoEGPT, documents
+from pipeline.model.build import MoEGPT, apart, documents
 from pipeline.model.routing import Routing, RoutingStats, RoutingTotals, routing
 from pipeline.params import Train
+from pipeline.tokens.flags import FIRST, ID, LOSS
 from pipeline.train import launch, losses, optimizers
 
 
@@ -36,10 +37,12 @@ class Parts(NamedTuple):
 class Objective(nn.Module):
     """What is minimized, as one module, so that DDP and FSDP see each forward of the model."""
 
-    def __init__(self, gpt: MoEGPT, train: Train, eos_id: int) -> None:
+    def __init__(self, gpt: MoEGPT, train: Train, eos_id: int, flags: bool = False) -> None:
+        """`flags`: tokens carry those of pipeline/tokens/flags.py."""
         super().__init__()
         self.gpt = gpt
         self.balance = losses.GlobalBatch()
+        self.flags = flags
         self._chunk, self._eos_id = train.loss_chunk, eos_id if train.document_mask else None
         self._weights = (train.balance_coef, train.z_loss_coef)
         self.seen: list[Routing] = []
@@ -47,7 +50,12 @@ class Objective(nn.Module):
     def forward(self, tokens_BS: Tensor) -> tuple[Tensor, Parts]:
         """What to minimize and its parts; in eval mode the language-model loss alone."""
         idx_BT, target_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
-        layout = (None, None) if self._eos_id is None else documents(idx_BT, self._eos_id)
+        layout: tuple[Tensor | None, Tensor | None] = (None, None)
+        if self.flags:
+            layout = apart((idx_BT & FIRST).bool())
+            idx_BT, target_BT = idx_BT & ID, torch.where((target_BT & LOSS).bool(), target_BT & ID, losses.IGNORE)
+        elif self._eos_id is not None:
+            layout = documents(idx_BT, self._eos_id)
         x_BTC = self.gpt.hidden(idx_BT, *layout)
         lm = losses.cross_entropy(x_BTC, self.gpt.lm_head.weight, target_BT, self._chunk)
         # Right after the forward: activation checkpointing runs it again in backward.
@@ -59,6 +67,10 @@ class Objective(nn.Module):
         weight_balance, weight_z = self._weights
         total = lm + weight_balance * auxiliary.balance + weight_z * auxiliary.z
         return total, Parts(lm, auxiliary.balance, auxiliary.z)
+
+    def weight(self, tokens_BS: Tensor) -> Tensor:
+        """What the mean over a batch counts for, beside those of other batches: its samples, or its trained tokens."""
+        return ((tokens_BS[:, 1:] & LOSS) > 0).sum().float() if self.flags else torch.tensor(float(len(tokens_BS)))
 
 
 class LossScale:
@@ -169,14 +181,14 @@ class Step:
         """Step `number` (from 0) on the next micro batches; learning rates are set already."""
         fabric, count = self._fabric, accumulation(self._train)
         parts_3 = torch.zeros(3, device=fabric.device)
-        for micro in range(count):
-            tokens_BS = next(batches).to(fabric.device, non_blocking=True)
+        micros = [next(batches).to(fabric.device, non_blocking=True) for _ in range(count)]
+        for micro, (tokens_BS, share) in enumerate(zip(micros, self._shares(micros), strict=True)):
             with fabric.no_backward_sync(self._module, enabled=micro < count - 1):
                 total, parts = self._module(tokens_BS)
-                total = total / count
+                total = total / share
                 fabric.backward(total if self.scale is None else total * self.scale.scale)
             self.metrics.add_routing(self.objective.seen)
-            parts_3 += torch.stack([part.detach().float() for part in parts]) / count
+            parts_3 += torch.stack([part.detach().float() for part in parts]) / share
         norm, overflow = self._finish_gradients()
         non_finite = overflow
         if self.scale is not None:  # a scale that was too high is no fault of the run
@@ -187,6 +199,17 @@ class Step:
         self.metrics.add(number, parts_3, norm, non_finite, overflow)
         for parameter in self._parameters:
             parameter.grad = None
+
+    def _shares(self, micros: list[Tensor]) -> list[Any]:
+        """What the mean over each micro batch is divided by, so that the step's loss is the mean over all its targets.
+
+        Ranks' gradients are averaged. Where only some tokens are trained, micro batches differ in how many.
+        """
+        if not self.objective.flags:
+            return [len(micros)] * len(micros)
+        weights = torch.stack([self.objective.weight(tokens_BS) for tokens_BS in micros])
+        mean = launch.reduced(self._fabric, weights.sum(), "mean")
+        return [mean / weight for weight in weights]
 
     @torch.no_grad()
     def _finish_gradients(self) -> tuple[Tensor, Tensor]:

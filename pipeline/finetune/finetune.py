@@ -1,0 +1,69 @@
+"""Finetuning: the loop of pretraining, on a token set of conversations, from a checkpoint's weights.
+
+    report = finetune(params, data=Path("data/instruct"), into=Path("models/finetuned"), adapter=…, runs=…, …)
+
+What is trained is all weights, or a low-rank adapter beside frozen ones (lora.py).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.files import written_whole
+from pipeline.finetune.lora import Lora
+from pipeline.model import build, checkpoint_folder
+from pipeline.params import Params, training
+from pipeline.tokens import tokenizer as vocabulary
+from pipeline.tokens.store import TokenStore
+from pipeline.train import loop, resume
+
+
+def finetune(params: Params, *, data: Path, into: Path, adapter: Path, **places: Any) -> dict[str, Any]:
+    """Train `params.finetune.checkpoint` on data/{train,val}; return the report (empty but on rank 0).
+
+    into: the trained model as a litgpt checkpoint folder, an adapter added to its weights; adapter: the adapter alone
+    in PEFT's format, an empty folder where all weights train. places: `runs`, `live`, `plots`, `resume`, `run` and
+    `check` as `pipeline.train.loop.train` takes them. Raises what that raises.
+    """
+    own = of_checkpoint(params, data)
+    lora = _lora(params, adapter)
+    report = loop.train(own, data, data / "tokenizer", into, adapter=lora, **places)
+    if report:
+        report["method"] = params.finetune.method
+        report["trained_parameters"] = _trained(own, data, lora)
+        if lora is None:
+            with written_whole(adapter) as partial:
+                partial.mkdir()
+    return report
+
+
+def of_checkpoint(params: Params, data: Path) -> Params:
+    """The parameters of the loop: the model that the checkpoint holds, the training that `params.finetune` asks for.
+
+    Raises UserError where there is no such checkpoint, or the conversations are in blocks for another context.
+    """
+    model, _ = checkpoint_folder.described(Path(params.finetune.checkpoint))
+    if not TokenStore(data / "train").flags:
+        raise UserError(f"{data / 'train'} is no token set of conversations; run: dvc repro finetune/dvc.yaml:instruct")
+    try:
+        train = training(params.finetune, params.train, model.block_size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return params.model_copy(update={"model": model, "train": train})
+
+
+def fingerprint(params: Params, data: Path, adapter: Path) -> str:
+    """A short name that two runs share only if they end with the same weights."""
+    own = of_checkpoint(params, data)
+    return resume.fingerprint(resume.identity(own, data, data / "tokenizer", _lora(params, adapter)))
+
+
+def _lora(params: Params, adapter: Path) -> Lora | None:
+    return Lora(params.finetune, adapter) if params.finetune.method == "lora" else None
+
+
+def _trained(params: Params, data: Path, lora: Lora | None) -> int:
+    gpt = build.on_meta(params.model, vocabulary.vocab_size(data / "tokenizer"))
+    if lora:
+        lora.put_in(gpt, 0)
+    return sum(p.numel() for p in gpt.parameters() if p.requires_grad)
