@@ -28,6 +28,10 @@ from pipeline.model.moe import MoE
 from pipeline.params import Finetune
 from pipeline.tokens import tokenizer as vocabulary
 
+_WHY_NOT = {
+    "head": "its head is its embedding",
+    "router": "it has no softmax router, and PEFT cannot put an adapter beside another",
+}
 _DECIDES = ("method", "rank", "alpha", "dropout", "targets")
 
 
@@ -65,8 +69,8 @@ class Lora:
         gpt.requires_grad_(False)
         for target in self._finetune.targets:
             if not self._put_beside(target, gpt):
-                here = "its head is its embedding" if target == "head" else "it has none"
-                raise UserError(f"finetune.targets: {target} does not fit this model ({here}); take it out")
+                why = _WHY_NOT.get(target, "it has none")
+                raise UserError(f"finetune.targets: {target} does not fit this model ({why}); take it out")
         for name, parameter in gpt.named_parameters():
             if name.endswith("lora_B"):
                 nn.init.zeros_(parameter)
@@ -98,8 +102,9 @@ class Lora:
         if target == "shared_experts":
             return self._mlps([layer.shared_experts for layer in layers if layer.shared_experts is not None])
         if target == "router":
-            return all([self._weight(layer.gate, "weight") for layer in layers]) and bool(layers)
-        return all([self._weight(layer, name) for layer in layers for name in STACKED]) and bool(layers)
+            softmax = [layer.gate for layer in layers if layer.gate.kind == "softmax"]
+            return bool(softmax) and all([self._weight(gate, "weight") for gate in softmax])
+        return bool(layers) and all([self._weight(layer, name) for layer in layers for name in STACKED])
 
     def _mlps(self, layers: list[Any]) -> bool:
         for layer in layers:

@@ -2,8 +2,8 @@
 
     write(folder, factors, gpt.params, vocab_size, rank=8, alpha=16.0, dropout=0.0)
 
-Linear layers are PEFT's `target_modules`; experts and routers, which transformers 5 holds as bare parameters, its
-`target_parameters` (PEFT 0.21).
+Linear layers are PEFT's `target_modules`. Experts and routers, which transformers 5 holds as bare parameters, are its
+`target_parameters`, and so is what stands beside experts (PEFT 0.21).
 
 Legend: E experts, J rows of a weight, C columns of a weight, r rank.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.files import written_whole
 from pipeline.huggingface.classes import adapter_of
+from pipeline.model.layout import moe_layers
 from pipeline.params import Model
 
 _STACKED = {"gate_up_EJC": "gate_up_proj", "down_ECI": "down_proj"}  # where our experts are → transformers' parameter
@@ -45,9 +46,8 @@ def write(
     for weight, a, b in factors:
         stacked = _STACKED.get(weight.rpartition(".")[2])
         if stacked:
-            # PEFT puts one wrapper around the other; the first parameter, by name, is the inner one
             module = f"model.layers.{weight.split('.')[2]}.mlp.experts"
-            inner = ".base_layer" if stacked == "down_proj" else ""
+            inner = ".base_layer" if stacked == "gate_up_proj" else ""  # PEFT puts down_proj's wrapper around it
             parameters.append(f"{module}.{stacked}")
             a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)  # PEFT's rows are E·r, its columns r·E
             state |= _named(f"{module}{inner}", a, b)
@@ -57,7 +57,10 @@ def write(
             state |= _named(module, a, b)
         else:
             module = names[weight].removesuffix(".weight")
-            modules.append(module)
+            if ".mlp." in weight and moe_layers(model):  # as modules, PEFT would take gate_proj for the experts'
+                parameters.append(f"{module}.weight")
+            else:
+                modules.append(module)
             rows = b[:vocab_size] if weight == "lm_head.weight" else b
             state |= _named(module, a, rows * adapter.scale(weight))
     config: dict[str, Any] = {

@@ -165,15 +165,19 @@ def _experts_cpu_backward(
     down_ECI: Tensor,
     h_SJ: Tensor,
     y_SC: Tensor,
+    frozen: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x_NC, weight_NK, gate_up_EJC and down_ECI."""
+    """Gradients of x_NC, weight_NK, gate_up_EJC and down_ECI; the last two empty where those are frozen."""
     width = down_ECI.size(2)
     weight_S1 = torch.empty_like(weight_NK).view(-1)
     weight_S1 = weight_S1.scatter_(0, place_NK.flatten(), weight_NK.flatten())[:, None]
     grad_weight_S = torch.empty_like(weight_S1[:, 0])
     grad_x_SC = torch.empty_like(y_SC)
-    grad_gate_up_EJC, grad_down_ECI = (torch.empty_like(gate_up_EJC), torch.empty_like(down_ECI))
+    shapes = (0,) if frozen else gate_up_EJC.shape, (0,) if frozen else down_ECI.shape
+    grad_gate_up_EJC, grad_down_ECI = (x_NC.new_empty(shape) for shape in shapes)
     for e, begin, end in _slices(end_E):
+        if begin == end and frozen:
+            continue
         if begin == end:
             grad_gate_up_EJC[e].zero_()
             grad_down_ECI[e].zero_()
@@ -184,19 +188,22 @@ def _experts_cpu_backward(
         grad_MC *= weight_S1[begin:end]
         gate_MI, up_MI = h_SJ[begin:end, :width], h_SJ[begin:end, width:]
         silu_MI = F.silu(gate_MI)
-        torch.mm(grad_MC.T, silu_MI * up_MI, out=grad_down_ECI[e])
+        if not frozen:
+            torch.mm(grad_MC.T, silu_MI * up_MI, out=grad_down_ECI[e])
         grad_MI = grad_MC @ down_ECI[e]
         grad_h_MJ = h_SJ.new_empty(end - begin, 2 * width)
         torch.mul(grad_MI, silu_MI, out=grad_h_MJ[:, width:])
         torch.ops.aten.silu_backward(grad_MI.mul_(up_MI), gate_MI, grad_input=grad_h_MJ[:, :width])
-        torch.mm(grad_h_MJ.T, x_NC.index_select(0, token_M), out=grad_gate_up_EJC[e])
+        if not frozen:
+            torch.mm(grad_h_MJ.T, x_NC.index_select(0, token_M), out=grad_gate_up_EJC[e])
         torch.mm(grad_h_MJ, gate_up_EJC[e], out=grad_x_SC[begin:end])
     return _sum_of_rows(grad_x_SC, place_NK), grad_weight_S[place_NK], grad_gate_up_EJC, grad_down_ECI
 
 
 @_experts_cpu_backward.register_fake
 def _(grad_NC: Tensor, x_NC: Tensor, weight_NK: Tensor, *rest: Tensor) -> Any:
-    return tuple(torch.empty_like(tensor) for tensor in (x_NC, weight_NK, rest[3], rest[4]))
+    weights = (x_NC.new_empty(0), x_NC.new_empty(0)) if rest[-1] else (rest[3], rest[4])
+    return tuple(torch.empty_like(tensor) for tensor in (x_NC, weight_NK, *weights))
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -207,7 +214,9 @@ def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> N
 def _backward(ctx: Any, grad_NC: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad_NC is None:
         return (None,) * 7
-    grad_x, grad_weight, grad_gate_up, grad_down = _experts_cpu_backward(grad_NC.contiguous(), *ctx.saved_tensors)
+    frozen = not any(ctx.needs_input_grad[-2:])
+    grads = _experts_cpu_backward(grad_NC.contiguous(), *ctx.saved_tensors, frozen)
+    grad_x, grad_weight, grad_gate_up, grad_down = grads if not frozen else (*grads[:2], None, None)
     return grad_x, grad_weight, None, None, None, grad_gate_up, grad_down
 
 

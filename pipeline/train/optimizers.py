@@ -70,7 +70,8 @@ def _muon(named: "Named", chosen: "params.Optimizer", device: "torch.device") ->
     hidden = [p for name, p in named if p.ndim >= 2 and not any(part in name for part in others)]
     taken = {id(p) for p in hidden}
     rest = [(name, p) for name, p in named if id(p) not in taken]
-    return [Muon(hidden, chosen.muon_lr, chosen.weight_decay), *_adamw(rest, chosen, device)]
+    muon = [Muon(hidden, chosen.muon_lr, chosen.weight_decay)] if hidden else []
+    return [*muon, *(_adamw(rest, chosen, device) if rest else [])]  # an adapter may have none of a kind
 
 
 def _adamw8bit(named: "Named", chosen: "params.Optimizer", device: "torch.device") -> "list[torch.optim.Optimizer]":
