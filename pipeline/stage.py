@@ -25,6 +25,7 @@ CHECKPOINT, HUGGINGFACE, REPORTS = Path("models/litgpt"), Path("models/hf"), Pat
 PLOTS = REPORTS / "plots"  # one folder a stage
 METRICS = REPORTS / "metrics"  # the few numbers that `dvc metrics` and `dvc exp show` list, one file a stage
 INSTRUCT, FINETUNED, ADAPTER = Path("data/instruct"), Path("models/finetuned"), Path("models/adapter")
+FINETUNED_HUGGINGFACE = Path("models/finetuned-hf")
 RUNS = Path("checkpoints")  # what training resumes from; not an output of DVC, so that a kill leaves it there
 
 

@@ -36,7 +36,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 path = "."  # this folder, or its name on the Hub
 model = AutoModelForCausalLM.from_pretrained(path)
 tokenizer = AutoTokenizer.from_pretrained(path)
+{%- if conversation %}
+turns = [{"role": "user", "content": {{ json.dumps(prompt, ensure_ascii=False) }}}]
+prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+{%- else %}
 prompt = tokenizer({{ json.dumps(prompt, ensure_ascii=False) }}, return_tensors="pt")
+{%- endif %}
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100, do_sample=True)[0]))
 ```
 {%- for file in gguf %}
@@ -84,8 +89,16 @@ All of them together (names and contents): `{{ content_hash }}`
 """
 
 
-def write(params: Params, reports: Reports, folder: Path, facts: dict[str, Any]) -> None:
-    """Write folder/README.md. `facts`: what `huggingface.to_huggingface` returned."""
+def write(
+    params: Params, reports: Reports, folder: Path, facts: dict[str, Any], instruction: str | None = None
+) -> None:
+    """Write folder/README.md. `facts`: what `huggingface.to_huggingface` returned.
+
+    `instruction`: one that a finetuned model was trained to follow; the figures of the pretrained one are left out.
+    """
+    finetuned = "" if instruction is None else _FINETUNED[params.finetune.method]
+    if finetuned:
+        reports = reports.of_data()
     files = [file for file in hashing.files_below(folder) if file.name != "README.md"]
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False).from_string(_CARD)
     text = template.render(
@@ -93,8 +106,9 @@ def write(params: Params, reports: Reports, folder: Path, facts: dict[str, Any])
         shlex=shlex,
         params=params,
         front=_front_matter(params, reports, facts),
-        what=_what(facts),
-        prompt=reports.prompt(params),
+        what=_what(facts, finetuned),
+        prompt=instruction or reports.prompt(params),
+        conversation=bool(finetuned),
         gguf=[file.name for file in files if file.suffix == ".gguf"],
         figures=_figures(reports, facts),
         samples=_samples(reports.details.samples.stories),
@@ -168,14 +182,20 @@ def _front_matter(params: Params, reports: Reports, facts: dict[str, Any]) -> st
     return str(front.to_yaml()).strip()
 
 
-def _what(facts: dict[str, Any]) -> str:
+_FINETUNED = {
+    "full": ", and finetuned on conversations",
+    "lora": ", and finetuned on conversations (LoRA, added to the weights)",
+}
+
+
+def _what(facts: dict[str, Any], finetuned: str) -> str:
     size = f"{facts['parameters']:,} parameters"
     if facts["active_parameters"] < facts["parameters"]:
         size += f", {facts['active_parameters']:,} of them active for each token"
     other = facts["greedy_tokens"] - facts["greedy_tokens_equal"]
     text = (
-        f"A `{facts['class']}` of {size}, in {facts['dtype']}, trained from scratch. When it was exported, plain "
-        f"transformers loaded this folder and gave the trained model's logits (largest difference "
+        f"A `{facts['class']}` of {size}, in {facts['dtype']}, trained from scratch{finetuned}. When it was exported, "
+        f"plain transformers loaded this folder and gave the trained model's logits (largest difference "
         f"{facts['max_logit_difference']:.0e} at {facts['positions_equal']} positions, in float32) and its greedy "
         f"tokens ({facts['greedy_tokens_equal']} of {facts['greedy_tokens']})."
     )

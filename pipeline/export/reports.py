@@ -51,6 +51,10 @@ class Reports(BaseModel):
     evaluate: _Evaluate = _Evaluate()
     details: _Details = _Details()
 
+    def of_data(self) -> "Reports":
+        """What they say of the data alone."""
+        return Reports(download=self.download)
+
     def prompt(self, params: Params) -> str:
         """A prompt of one line in the corpus' language: the first of the evaluation's samples."""
         prompts = [sample.prompt for sample in self.details.samples.stories] + list(params.evaluate.prompts or [])

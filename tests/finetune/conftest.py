@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.model import build, checkpoint_folder
 from pipeline.tokenize.writer import _Writer
