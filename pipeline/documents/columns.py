@@ -44,6 +44,16 @@ def records(stream: IO[bytes], columns: list[str]) -> Iterator[tuple[int, dict[s
             row += 1
 
 
+def rows(stream: IO[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (row, values of all columns); lists and structs as Python's."""
+    file = pq.ParquetFile(stream, buffer_size=_BUFFER)
+    row = 0
+    for batch in file.iter_batches(batch_size=_batch_rows(file)):
+        for record in _decoded(batch, row):
+            yield row, record
+            row += 1
+
+
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)

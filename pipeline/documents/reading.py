@@ -48,7 +48,7 @@ Opener = Callable[[], AbstractContextManager[IO[bytes]]]
 class How:
     """Where the text is in a file (see the params of the same names)."""
 
-    text_column: str
+    text_column: str | None  # None: each record whole, as JSON with its place
     split: str
     separator: str
 
@@ -188,6 +188,8 @@ class Reader:
             raise UserError(f"unknown type of file; {ALLOWED}")
         stream = peekable(stream)
         refuse_odd(stream.peek(512)[:512], text=False)
+        if form in TEXT and self.how.text_column is None:
+            raise UserError("records come in .jsonl, .json or .parquet files, and this is text")
         if form in TEXT or form in JSON:
             plain = peekable(archives.unpacked(stream, packing))
             refuse_odd(plain.peek(512)[:512], text=True)
@@ -203,6 +205,8 @@ class Reader:
         column = self.how.text_column
         if form in ARCHIVES:
             yield from self._archive(form, stream, packing, depth)
+        elif column is None:
+            yield from ((f"row {row}", _whole(f"row {row}", record)) for row, record in columns.rows(stream))
         else:
             yield from ((f"row {row}", record[column]) for row, record in columns.records(stream, [column]))
 
@@ -253,9 +257,16 @@ class Reader:
     def _records(self, records: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         column = self.how.text_column
         for place, record in records:
+            if column is None:
+                yield place, _whole(place, record)
+                continue
             if not isinstance(record, dict) or column not in record:
                 raise UserError(f"{place}: no field {column!r}; there is {_fields(record)} (download.text_column)")
             yield place, record[column]
+
+
+def _whole(place: str, record: Any) -> str:
+    return json.dumps({"place": place, "record": record}, ensure_ascii=False, default=str)
 
 
 def _fields(record: Any) -> str:

@@ -28,6 +28,7 @@ from pipeline.download.wandb import Artifact
 from pipeline.errors import UserError
 from pipeline.files import written_whole
 from pipeline.params import Download
+from pipeline.params.download import Bounded
 
 SOURCES: dict[str, type[Source]] = {
     "bundled": BundledStories,
@@ -48,7 +49,7 @@ def download(params: Download, into: Path) -> dict[str, Any]:
     """
     with written_whole(into) as folder, SOURCES[params.source](params, into.parent) as source:
         files = source.files()
-        written = _write(_bounded(files, params), folder, params.max_documents)
+        written = _write(bounded(files, params), folder, params.max_documents)
         if not written["documents"]:
             drawn = f" (download.sample_fraction = {params.sample_fraction:g})" if params.sample_fraction < 1 else ""
             raise UserError(f"download: no document in {source.manifest['origin']}{drawn}")
@@ -85,7 +86,7 @@ def _largest(sources: dict[str, int]) -> dict[str, int]:
     return largest | ({f"{others:,} others": sum(sources.values()) - sum(largest.values())} if others else {})
 
 
-def _sampled(documents: Iterable[Document], params: Download) -> Iterator[tuple[Document, int]]:
+def _sampled(documents: Iterable[Document], params: Bounded) -> Iterator[tuple[Document, int]]:
     """The documents that the seeded sample draws, with their bytes."""
     key, limit = params.seed.to_bytes(16, "little", signed=True), int(params.sample_fraction * 2**64)
     for document in documents:
@@ -97,7 +98,7 @@ def _sampled(documents: Iterable[Document], params: Download) -> Iterator[tuple[
         yield document, len(encoded)
 
 
-def _bounded(files: list[File], params: Download) -> Iterator[Document]:
+def bounded(files: list[File], params: Bounded) -> Iterator[Document]:
     """The documents until the next one would pass a bound (max_documents, max_bytes), file by file.
 
     Where there are two splits, val first, val takes a tenth of a bound at most, but a document at least.

@@ -24,16 +24,21 @@ class Artifact(Source):
 
     def files(self) -> list[File]:
         """Parquet files; those in the folders val and train of a clean artifact are its splits."""
+        folder = self.fetch()
+        found = sorted(folder.rglob("*.parquet"), key=lambda file: (file.parent.name != "val", file))
+        if not found:
+            names = ", ".join(file.name for file in folder.rglob("*"))
+            raise UserError(f"download.artifact: no Parquet file in {self.wanted.artifact}, only {names}")
+        return [self._file(path, path.relative_to(folder).as_posix()) for path in found]
+
+    def fetch(self) -> Path:
+        """The folder that the artifact's files are in until the source is left."""
         from pipeline.tracking.exchange import source_artifact  # tracking watches: only this source needs it
 
         into = self._fetched.enter_context(scratch(self.folder / ".artifact"))
         artifact = source_artifact(self.wanted.artifact, into / "files")
         self.manifest |= {"revision": artifact.name, "content_hash": artifact.content_hash}
-        found = sorted(artifact.path.rglob("*.parquet"), key=lambda file: (file.parent.name != "val", file))
-        if not found:
-            names = ", ".join(file.name for file in artifact.path.rglob("*"))
-            raise UserError(f"download.artifact: no Parquet file in {self.wanted.artifact}, only {names}")
-        return [self._file(path, path.relative_to(artifact.path).as_posix()) for path in found]
+        return Path(artifact.path)
 
     def __exit__(self, *_: object) -> None:
         self._fetched.close()

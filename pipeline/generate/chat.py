@@ -6,24 +6,21 @@
 A tokenizer with a chat template makes turns of user and assistant; without one (a base model) the text just goes on.
 """
 
-import re
 from collections.abc import Generator as Pieces
 from dataclasses import replace
-from typing import Any
-
-from tokenizers import AddedToken
 
 from pipeline.errors import UserError
 from pipeline.generate.generation import Completion, Generator
 from pipeline.generate.sampling import Sampling
-from pipeline.tokens import tokenizer as vocabulary
+from pipeline.tokens.chat_template import ChatTemplate, has_one
 
 
 class Chat:
     def __init__(self, generator: Generator, sampling: Sampling) -> None:
         """Raises UserError for a chat template that cannot be read."""
         self._generator, self._sampling = generator, sampling
-        self._template = _template(generator)
+        folder = generator.tokenizer_folder
+        self._template = ChatTemplate(folder) if has_one(folder) else None
         self.reset()
 
     @property
@@ -104,48 +101,3 @@ class Chat:
                 f"{what} has {len(ids):,} tokens; the model's context is {context:,}, so at most {context - 1:,} leave "
                 "room for an answer: say less"
             )
-
-
-class _Template:
-    """The chat template beside a tokenizer, as transformers applies it (in a sandbox).
-
-    A special token counts where the template writes it; in the text of a turn it is spelt out. To tell the two apart,
-    each special token gets two characters of Unicode's private planes: one is in its place in the turns while the
-    template is applied, the other is a second name that the tokenizer obeys.
-    """
-
-    def __init__(self, generator: Generator) -> None:
-        from transformers import AutoTokenizer
-
-        self._words: Any = AutoTokenizer.from_pretrained(generator.tokenizer_folder, local_files_only=True)
-        self._tokenizer = vocabulary.load(generator.tokenizer_folder)  # spells special tokens out
-        special = {i: token for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
-        self._in_turns = {token.content: chr(0xF0000 + n) for n, token in enumerate(special.values())}
-        self._obeyed = {token.content: chr(0x100000 + n) for n, token in enumerate(special.values())}
-        for token in special.values():
-            name = self._obeyed[token.content]
-            self._tokenizer.add_tokens([AddedToken(name, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False)])
-        self._id = {self._tokenizer.token_to_id(self._obeyed[token.content]): i for i, token in special.items()}
-
-    def ids(self, messages: list[dict[str, str]]) -> list[int]:
-        from jinja2 import TemplateError
-
-        turns = [turn | {"content": _replaced(turn["content"], self._in_turns)} for turn in messages]
-        try:
-            text = self._words.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise UserError(f"the tokenizer's chat template does not take this conversation: {error}") from None
-        text = _replaced(_replaced(text, self._obeyed), {sign: token for token, sign in self._in_turns.items()})
-        return [self._id.get(i, i) for i in self._tokenizer.encode(text, add_special_tokens=False).ids]
-
-
-def _replaced(text: str, names: dict[str, str]) -> str:
-    """The text with each key of `names` that stands in it, the longest first, replaced by its value."""
-    pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-    return re.sub(pattern, lambda found: names[found[0]], text) if names else text
-
-
-def _template(generator: Generator) -> _Template | None:
-    folder = generator.tokenizer_folder
-    has_one = (folder / "chat_template.jinja").is_file() or bool(vocabulary.settings(folder).get("chat_template"))
-    return _Template(generator) if has_one else None

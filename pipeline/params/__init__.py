@@ -12,6 +12,7 @@ from pipeline.params.download import Bundled, Download, HuggingFace, Local, Url,
 from pipeline.params.evaluate import Evaluate
 from pipeline.params.export import Export
 from pipeline.params.finetune import Finetune, training
+from pipeline.params.instruct import Instruct
 from pipeline.params.model import Model, RopeScaling
 from pipeline.params.reading import leaves, load, read, validate
 from pipeline.params.rules import Params
@@ -26,6 +27,7 @@ __all__ = [
     "Export",
     "Finetune",
     "HuggingFace",
+    "Instruct",
     "Local",
     "Model",
     "NearDuplicates",

@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 from pipeline.params.section import Positive, Section, Seed
 
 
-class _Download(Section):
+class Bounded(Section):
+    """Documents of a source, or a part of them."""
+
     watch: str = Field(description="file or folder whose content DVC watches for this stage (see dvc.yaml)")
     max_documents: Positive | None = Field(description="documents to keep at most (of a val split: a tenth); null: all")
     max_bytes: Positive | None = Field(description="bytes of text to keep at most; null: all")
@@ -17,7 +19,7 @@ class _Download(Section):
     seed: Seed = Field(description="seed of the sample, and of the bundled stories")
 
 
-class _Text(_Download):
+class _Text(Section):
     text_column: str = Field(description="field of a jsonl or parquet record that holds the text")
     split: Literal[
         "auto", "separator", "separator_lines", "lines", "blank_lines", "wide_blank_lines", "lone_newlines", "whole"
@@ -29,21 +31,19 @@ class _Text(_Download):
     separator: str = Field(min_length=1, description="what ends a document for split: separator (auto looks for it)")
 
 
-class Bundled(_Download):
+class Bundled(Bounded):
     source: Literal["bundled"]
     documents: Positive = Field(description="stories to tell")
 
 
-class Local(_Text):
-    source: Literal["local"]
+class LocalFiles(Section):
     path: Annotated[str, Field(coerce_numbers_to_str=True)] = Field(
         min_length=1, description="file, folder or glob: .txt, .jsonl, .parquet, each also .gz or .zst"
     )
     pattern: str = Field(min_length=1, description="which files of a folder, as a glob")
 
 
-class HuggingFace(_Text):
-    source: Literal["huggingface"]
+class HubFiles(Section):
     repo: str | None = Field(description="data set on the Hugging Face Hub, as owner/name")
     revision: str | None = Field(description="commit, tag or branch; a commit pins the data")
     config: str | None = Field(description="configuration that the data set's card declares, or a folder; null: all")
@@ -55,12 +55,11 @@ class HuggingFace(_Text):
     @model_validator(mode="after")
     def _repo_given(self) -> Self:
         if not self.repo:
-            raise ValueError("repo: name the data set, as in -S download=huggingface -S download.repo=owner/name")
+            raise ValueError("repo: name the data set, as owner/name")
         return self
 
 
-class Url(_Text):
-    source: Literal["url"]
+class UrlFiles(Section):
     urls: list[str] = Field(description="http(s) addresses of .txt, .jsonl, .parquet, also .gz, .zst, .zip, .tar")
     sha256: list[str] = Field(description="expected sha256 of each file, in the order of urls; empty: not checked")
     max_download_bytes: Positive = Field(description="refuse a file larger than this, bytes")
@@ -69,7 +68,7 @@ class Url(_Text):
     @model_validator(mode="after")
     def _urls_given(self) -> Self:
         if not self.urls:
-            raise ValueError("urls: give at least one address, as in -S 'download.urls=[https://…]'")
+            raise ValueError("urls: give at least one address, as in 'urls=[https://…]'")
         for url in self.urls:
             if not re.match(r"https?://[^/]", url):
                 raise ValueError(f"urls: {url!r}; allowed: addresses that begin with http:// or https://")
@@ -84,8 +83,7 @@ class Url(_Text):
         return self
 
 
-class Wandb(_Download):
-    source: Literal["wandb"]
+class WandbFiles(Section):
     artifact: str | None = Field(description="dataset artifact, as entity/project/name:alias")
 
     @model_validator(mode="after")
@@ -93,6 +91,22 @@ class Wandb(_Download):
         if not self.artifact or ":" not in self.artifact:
             raise ValueError("artifact: name it as entity/project/name:alias, e.g. team/moe-stories/clean:v3")
         return self
+
+
+class Local(Bounded, _Text, LocalFiles):
+    source: Literal["local"]
+
+
+class HuggingFace(Bounded, _Text, HubFiles):
+    source: Literal["huggingface"]
+
+
+class Url(Bounded, _Text, UrlFiles):
+    source: Literal["url"]
+
+
+class Wandb(Bounded, WandbFiles):
+    source: Literal["wandb"]
 
 
 Download = Annotated[Union[Bundled, Local, HuggingFace, Url, Wandb], Field(discriminator="source")]

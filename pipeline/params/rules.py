@@ -11,6 +11,7 @@ from pipeline.params.download import Download
 from pipeline.params.evaluate import Evaluate
 from pipeline.params.export import Export
 from pipeline.params.finetune import Finetune, training
+from pipeline.params.instruct import Instruct
 from pipeline.params.model import Model
 from pipeline.params.section import Section
 from pipeline.params.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ class Params(Section):
     train: Train
     evaluate: Evaluate
     export: Export
+    instruct: Instruct
     finetune: Finetune
 
     @model_validator(mode="after")

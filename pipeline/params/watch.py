@@ -7,7 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-OUTPUTS = ("data/raw", "data/clean", "data/tokenizer", "data/tokens", "models/litgpt", "models/hf", "reports")
+OUTPUTS = (
+    *("data/raw", "data/clean", "data/tokenizer", "data/tokens", "data/instruct", "reports"),
+    *("models/litgpt", "models/hf", "models/finetuned", "models/finetuned-hf", "models/adapter"),
+)
 _RUNS = "checkpoints"  # training deletes there
 _FILES = {  # where a section names files: (key, key of what DVC watches; None: a folder that no stage may write)
     "download": ("path", "watch"),
@@ -15,6 +18,7 @@ _FILES = {  # where a section names files: (key, key of what DVC watches; None: 
     "tokenizer": ("path", "watch"),
     "train": ("initial_checkpoint", None),
     "evaluate": ("lm_eval_tasks", "watch"),
+    "instruct": ("path", "watch"),
 }
 
 

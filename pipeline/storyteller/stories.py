@@ -47,13 +47,14 @@ class Story:
 
     text: str
     bits: float
+    about: str  # the word that stands in the first paragraph and in the last: kite
 
 
 def tell(seed: int, index: int) -> Story:
     """Return story number `index` of the collection `seed`; it depends on no other story."""
     telling = Telling(seed, index)
-    telling.pick(PLOTS)(telling)
-    return Story(telling.text, telling.bits)
+    about = telling.pick(PLOTS)(telling)
+    return Story(telling.text, telling.bits, about)
 
 
 def stories(count: int, seed: int) -> Iterator[Story]:

@@ -53,7 +53,7 @@ def write(
     counts = np.zeros(0, np.int64)  # of the training set's tokens
     for split in ("train", "val"):
         tally = _Tally(n_vocab)
-        with _Writer(into / split, params.chunk_tokens, dtype) as writer:
+        with Writer(into / split, params.chunk_tokens, dtype) as writer:
             total = texts.count(clean / split)
             with console.progress(f"tokenizing {split}", total, "documents") as advance:
                 for batch in _encoded(encoder, eos, clean / split):
@@ -151,17 +151,19 @@ def _draw(counts: np.ndarray, path: Path) -> None:
         plotting.save(figure, path)
 
 
-class _Writer:
+class Writer:
     """Chunks of `chunk_tokens` tokens (the last one shorter), index.json, and where documents start.
 
     A chunk is one litdata item, so its tokens lie in one run; documents go on from chunk to chunk.
     """
 
-    def __init__(self, folder: Path, chunk_tokens: int, dtype: np.dtype) -> None:
+    def __init__(self, folder: Path, chunk_tokens: int, dtype: np.dtype, flags: bool = False) -> None:
+        """`flags`: tokens carry those of pipeline/tokens/flags.py, and the index says so."""
         self._folder, self._chunk_tokens = folder, chunk_tokens
         self._litdata = BinaryWriter(str(folder), chunk_size=chunk_tokens, item_loader=TokensLoader())
         self._buffer = np.empty(chunk_tokens, dtype=dtype)
         self._filled = self._chunks = self._n_tokens = 0
+        self._flags = flags
         self._starts = (folder / DOCUMENTS).open("wb")
         self._starts.write(np.int64(0).tobytes())
 
@@ -200,6 +202,8 @@ class _Writer:
         path = self._folder / "index.json"
         index = json.loads(path.read_text(encoding="utf-8"))
         names = [*(chunk["filename"] for chunk in index["chunks"]), DOCUMENTS]
+        if self._flags:
+            index["flags"] = True
         index["sha256"] = {name: sha256(self._folder / name) for name in names}
         index["updated_at"] = hashlib.sha256("".join(index["sha256"].values()).encode()).hexdigest()
         path.write_text(json.dumps(index, sort_keys=True, indent=1) + "\n", encoding="utf-8")

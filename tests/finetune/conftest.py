@@ -1,6 +1,5 @@
 """A model of bytes, and a token set of conversations for it: a shout, and the same in small letters as the answer."""
 
-import json
 import multiprocessing
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.model import build, checkpoint_folder
-from pipeline.tokenize.writer import _Writer
+from pipeline.tokenize.writer import Writer
 from pipeline.tokens import tokenizer as vocabulary
 from pipeline.tokens.flags import FIRST, LOSS
 from tests.train.conftest import _one_thread as _one_thread
@@ -71,7 +70,5 @@ def write(folder: Path, chosen: list[np.ndarray], eos: int) -> None:
     blocks += [np.pad(block, (0, T - len(block)), constant_values=eos | FIRST), np.array([eos | FIRST])]
     tokens = np.concatenate(blocks)
     folder.mkdir(parents=True)
-    with _Writer(folder, 10_000, np.dtype(np.int32)) as writer:
+    with Writer(folder, 10_000, np.dtype(np.int32), flags=True) as writer:
         writer.add(tokens, np.array([len(tokens)]))
-    index = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps(index | {"flags": True}))

@@ -53,6 +53,7 @@ def test_every_preset_is_valid_or_says_what_it_needs(group, name, tmp_path):
         ("download", "url"): "urls: give at least one",
         ("download", "wandb"): "artifact: name it",
     }
+    needs |= {("instruct", preset): words for (_, preset), words in needs.items()}
     raw = composed(tmp_path, f"{group}={name}", *(["model=moe_200m"] if name == "gpt2" else []))
     if (group, name) in needs:
         with pytest.raises(UserError, match=needs[group, name]):
