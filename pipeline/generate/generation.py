@@ -100,7 +100,13 @@ class Generator:
 
     def generate(self, prompts: list[str], sampling: Sampling) -> list[Completion]:
         """Continue every prompt; raises UserError for one that is empty, too long, or cannot be written in tokens."""
-        rows = [self._row(prompt, self.encode(prompt), sampling) for prompt in prompts]
+        return self._completed([self._row(prompt, self.encode(prompt), sampling) for prompt in prompts], sampling)
+
+    def generate_ids(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
+        """As `generate`, from tokens."""
+        return self._completed([self._row("", ids, sampling) for ids in prompts], sampling)
+
+    def _completed(self, rows: list[_Row], sampling: Sampling) -> list[Completion]:
         for begin in range(0, len(rows), _ROWS):
             for _ in self._advance(rows[begin : begin + _ROWS], sampling):
                 pass
