@@ -23,5 +23,6 @@ class BundledConversations(Source):
 
     def _documents(self) -> Iterator[Document]:
         for number, made in enumerate(instructions(self.wanted.conversations, self.wanted.seed), start=1):
-            record = {"messages": made.messages, "constraints": made.constraints}
+            turns = {"messages": made.messages, "constraints": made.constraints}
+            record = turns if made.messages else {"text": made.text}
             yield Document(json.dumps({"place": f"number {number}", "record": record}), "storyteller")

@@ -34,23 +34,28 @@ _ENDS_WITH = {
 }
 _SHORT, _LONG = 150, 175  # words: a fifth of the stories is shorter, a third longer
 _FAR = 10**9  # from here on, stories that no corpus of the bundled source holds
-_DIALOGUES = 0.2  # share of all
+_SHARES = (0.7, 0.1, 0.2)  # of instructions, dialogues and plain stories, which keep what was learned from such
 _KINDS = "|".join([*ANIMAL_KINDS, "boy", "girl"])
 
 
 @dataclass(frozen=True)
 class Made:
-    """A conversation that was made up: turns (role and content), and constraints on its last answer."""
+    """What was made up: turns (role and content) and constraints on the last answer, or a plain text without either."""
 
     messages: list[dict[str, str]]
     constraints: dict[str, Any]
+    text: str = ""
 
 
 def instructions(count: int, seed: int) -> Iterator[Made]:
-    """Yield `count` conversations, four of five an instruction with a story; each depends on seed and place alone."""
+    """Yield `count` instructions, dialogues and plain stories; each depends on the seed and its place alone."""
     for index in range(count):
         choice = Telling(seed, -1 - index)  # chance of its own: its stories have places from 0
-        yield _dialogue(choice) if choice.chance(_DIALOGUES) else _instruction(choice, seed, index)
+        kind = choice.pick(("instruction", "dialogue", "text"), _SHARES)
+        if kind == "text":
+            yield Made([], {}, tell(seed, _FAR + index).text)
+        else:
+            yield _dialogue(choice) if kind == "dialogue" else _instruction(choice, seed, index)
 
 
 # --- what a story has -------------------------------------------------------------------------------------------------
