@@ -23,9 +23,7 @@ def main(params: Annotated[Path, typer.Option(help="Parameters of the run.")] = 
         for why, count in report["cut"].items():
             console.warn(f"instruct: cut {count:,} turns: {why}")
         train, val = report["train"], report["val"]
-        summary = (
-            f"{train['conversations']:,} conversations in {train['blocks']:,} blocks, {train['filled']:.0%} filled"
-        )
+        summary = f"{train['conversations']:,} conversations{texts} in {train['blocks']:,} blocks, {train['filled']:.0%} filled"
         summary += f"; {val['conversations']:,} held out"
         metrics = {"conversations": train["conversations"], "trained_tokens": train["trained_tokens"]}
         job.finish(report, wrote=[INSTRUCT], summary=summary, metrics=metrics)

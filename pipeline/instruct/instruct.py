@@ -3,7 +3,7 @@
     report = instruct(params.instruct, checkpoint=Path("models/litgpt"), into=Path("data/instruct"))
 
 data/instruct/{train,val} are token sets with the flags of pipeline/tokens/flags.py, in blocks of the model's context:
-no conversation crosses into another block. val.jsonl has the held-out conversations, tokenizer/ the chat template.
+no conversation crosses into another block (plain texts do). val.jsonl has the held-out conversations, tokenizer/ the chat template.
 """
 
 import hashlib
@@ -66,30 +66,31 @@ def instruct(params: Instruct, checkpoint: Path, into: Path) -> dict[str, Any]:
         encoder, eos = vocabulary.load(folder / "tokenizer"), vocabulary.eos_id(folder / "tokenizer")
         dropped: Counter[str] = Counter()
         cut: Counter[str] = Counter()
-        tokens: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+        talks: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+        texts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         held_out = []
         with _named_instruct(), _SOURCES[params.source](params, into.parent) as source:
             records = ((d.source, d.text) for d in bounded(source.files(), params))
             for conversation in _distinct(_checked(records, params.bad_records, dropped, cut), dropped):
+                split = "val" if _drawn(conversation) < params.val_fraction else "train"
                 if conversation.messages:
                     marked = _fitting(template, conversation.messages, model.block_size, cut)
+                    if marked is None:
+                        dropped[f"longer than the model's context of {model.block_size} tokens"] += 1
+                        continue
+                    talks[split].append(_flagged(*marked))
                 else:
                     ids = np.array([*encoder.encode(conversation.text, add_special_tokens=False).ids, eos])
-                    marked = (ids, np.ones(len(ids), bool)) if len(ids) <= model.block_size else None
-                if marked is None:
-                    dropped[f"longer than the model's context of {model.block_size} tokens"] += 1
-                    continue
-                split = "val" if _drawn(conversation) < params.val_fraction else "train"
-                tokens[split].append(_flagged(*marked))
+                    texts[split].append(_flagged(ids, np.ones(len(ids), bool)))
                 if split == "val":
                     held_out.append(conversation)
             origin, licence = source.manifest.get("origin"), source.manifest.get("licence")
             dropped.update(source.dropped)
         report: dict[str, Any] = {"origin": origin, "licence": licence, "block_size": model.block_size}
         for split in SPLITS:
-            if not tokens[split]:
+            if not talks[split] and not texts[split]:
                 raise UserError(_nothing(split, params, dropped))
-            report[split] = _write(folder / split, tokens[split], model.block_size, eos)
+            report[split] = _write(folder / split, talks[split], texts[split], model.block_size, eos)
         lines = [
             json.dumps(
                 {"messages": c.messages, "text": c.text, "constraints": c.constraints}, ensure_ascii=False
@@ -195,21 +196,29 @@ def _flagged(ids: np.ndarray, trained: np.ndarray) -> np.ndarray:
     return tokens
 
 
-def _write(folder: Path, conversations: list[np.ndarray], block_size: int, eos: int) -> dict[str, Any]:
-    """Write the conversations in blocks, each filled up with EOS tokens that are not trained; return the counts."""
+def _write(folder: Path, talks: list[np.ndarray], texts: list[np.ndarray], block_size: int, eos: int) -> dict[str, Any]:
+    """Write conversations in blocks of their own, then plain texts one after the other, as in pretraining.
+
+    What is left of a block is filled with EOS tokens that are not trained. Returns the counts.
+    """
     pad = np.full(block_size, eos | FIRST)
+    blocks = [np.concatenate(block) for block in _blocks(talks, block_size)]
+    stream = np.concatenate([*texts, pad[:0]])
+    blocks += [stream[begin : begin + block_size] for begin in range(0, len(stream), block_size)]
     folder.mkdir()
-    counts: Counter[str] = Counter()
     with Writer(folder, _CHUNK, np.dtype(np.int32), flags=True) as writer:
-        for block in _blocks(conversations, block_size):
-            filled = np.concatenate([*block, pad])[:block_size]
-            writer.add(filled, np.cumsum([len(each) for each in block[:-1]] + [block_size - sum(map(len, block[:-1]))]))
-            counts["blocks"] += 1
-            counts["conversations"] += len(block)
-            counts["tokens"] += sum(map(len, block))
-            counts["trained_tokens"] += int(np.count_nonzero(filled & LOSS))
-        writer.add(pad[:1], np.array([1]))  # the last block's samples end with the token after it
-    return {**counts, "filled": counts["tokens"] / (counts["blocks"] * block_size)}
+        for block in blocks:
+            writer.add(np.concatenate([block, pad])[:block_size], np.array([block_size]))
+        writer.add(pad[:1], np.array([1]))  # the sample of the last block ends with the token after it
+    n_tokens = sum(map(len, blocks))
+    return {
+        "conversations": len(talks),
+        "texts": len(texts),
+        "blocks": len(blocks),
+        "tokens": n_tokens,
+        "trained_tokens": int(sum(np.count_nonzero(block & LOSS) for block in blocks)),
+        "filled": n_tokens / (len(blocks) * block_size),
+    }
 
 
 def _blocks(conversations: list[np.ndarray], block_size: int) -> Iterator[list[np.ndarray]]:
