@@ -23,7 +23,9 @@ def main(params: Annotated[Path, typer.Option(help="Parameters of the run.")] = 
         for why, count in report["cut"].items():
             console.warn(f"instruct: cut {count:,} turns: {why}")
         train, val = report["train"], report["val"]
-        summary = f"{train['conversations']:,} conversations{texts} in {train['blocks']:,} blocks, {train['filled']:.0%} filled"
+        texts = f" and {train['texts']:,} texts" if train["texts"] else ""
+        summary = f"{train['conversations']:,} conversations{texts} in {train['blocks']:,} blocks, "
+        summary += f"{train['filled']:.0%} filled"
         summary += f"; {val['conversations']:,} held out"
         metrics = {"conversations": train["conversations"], "trained_tokens": train["trained_tokens"]}
         job.finish(report, wrote=[INSTRUCT], summary=summary, metrics=metrics)
