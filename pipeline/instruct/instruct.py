@@ -3,7 +3,7 @@
     report = instruct(params.instruct, checkpoint=Path("models/litgpt"), into=Path("data/instruct"))
 
 data/instruct/{train,val} are token sets with the flags of pipeline/tokens/flags.py, in blocks of the model's context:
-no conversation crosses into another block (plain texts do). val.jsonl has what is held out, tokenizer/ the chat template.
+no conversation crosses into another (plain texts do). val.jsonl has what is held out, tokenizer/ the chat template.
 """
 
 import hashlib

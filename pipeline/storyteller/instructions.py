@@ -2,8 +2,8 @@
 
 for made in instructions(9000, seed=0): made.messages, made.constraints
 
-An instruction asks for a story by some of what it has: who it is about, what kind of animal, the thing, the place, who
-helps, how it ends, how long it is. met(constraints, text) says which of that a text has.
+An instruction asks for a story by what happens in it and some of what it has: who it is about, what kind of animal, the
+thing, the place, who helps, how it ends, how long it is. met(constraints, text) says which of that a text has.
 """
 
 import re
@@ -32,6 +32,45 @@ _ENDS_WITH = {
     "lesson": "with something learned",
     "thanks": "with a thank you",
 }
+_HAPPENS = {  # after "a fox named Rusty"; THING with its article
+    "lost_toy": "who [lost THING and finds it again|finds THING that was lost]",
+    "fear": "who is [afraid because of|scared because of] THING",
+    "rescue": "who [helps|saves] THING",
+    "race": "who [runs a race|races] to win THING",
+    "finder": "who [finds THING and gives it back|gives back THING that was found]",
+    "sharing": "who [learns to share|does not want to share] THING",
+    "building": "who [builds|makes] THING with a friend",
+    "new_friend": "who [makes|finds] a new friend with THING",
+    "teamwork": "who can not move THING alone",
+    "sick_friend": "who [brings|takes] THING to a sick friend",
+    "practice": "who [practices|tries] every day with THING",
+    "mistake": "who [breaks THING and tells the truth|mends THING after an accident]",
+    "rainy_day": "who can not have THING because it rains",
+    "plant": "who plants a seed and gets THING",
+    "party": "who plans THING in secret",
+    "patience": "who can not wait for THING",
+    "tidying": "who can not find THING in a messy room",
+    "new_food": "who does not want to eat THING",
+}
+_WITHOUT_ARTICLE = (
+    "apples",
+    "bread",
+    "flowers",
+    "ice pops",
+    "jelly",
+    "shoes",
+    "skates",
+    "spinach",
+    "stilts",
+    "green beans",
+)
+_ASKED = {
+    "place": 0.5,
+    "helper": 0.5,
+    "mood": 0.25,
+    "ending": 0.25,
+    "length": 0.25,
+}  # how often, where the story has it
 _SHORT, _LONG = 150, 175  # words: a fifth of the stories is shorter, a third longer
 _FAR = 10**9  # from here on, stories that no corpus of the bundled source holds
 _SHARES = (0.7, 0.1, 0.2)  # of instructions, dialogues and plain stories, which keep what was learned from such
@@ -114,27 +153,29 @@ def _instruction(choice: Telling, seed: int, index: int) -> Made:
     asked = {name: value for name, value in facts.items() if name in ("hero", "thing", "kind")}
     further = [name for name in ("place", "helper", "mood", "ending", "length") if name in facts]
     for name in further:
-        if choice.chance(0.4):
+        if choice.chance(_ASKED[name]):
             asked[name] = facts[name]
-    content = _asked_for(choice, asked)
+    content = _asked_for(choice, asked, story.plot)
     return Made(
         [{"role": "user", "content": content}, {"role": "assistant", "content": story.text}],
         asked,
     )
 
 
-def _asked_for(choice: Telling, asked: dict[str, Any]) -> str:
+def _asked_for(choice: Telling, asked: dict[str, Any], plot: str) -> str:
     name, kind = asked["hero"], asked.get("kind")
     who = f"a {kind} [called|named] {name}" if kind else name
-    thing = f"a {asked['thing']}" if not asked["thing"].endswith("s") else asked["thing"]
+    thing = asked["thing"]
+    thing = thing if thing in _WITHOUT_ARTICLE else f"a {thing}"
+    happens = choice.words(_HAPPENS[plot]).replace("THING", thing)
     place = f" {_PLACES[asked['place']].at}" if "place" in asked else ""
     helper = asked.get("helper")
     text = [
         choice.words(
-            f"[Tell|Tell me|Write|Write me] a [story|little story] about {who} and {thing}{place}.",
-            f"[Please tell me|I would like|Make up] a story [with|about] {who} and {thing}{place}.",
-            f"[A story|A bedtime story], please: {who}, {thing}{place}.",
-            f"Can you tell [me |us |]a story about {who} and {thing}{place}?",
+            f"[Tell|Tell me|Write|Write me] a [story|little story] about {who} {happens}{place}.",
+            f"[Please tell me|I would like|Make up] a story [with|about] {who} {happens}{place}.",
+            f"[A story|A bedtime story], please: {who} {happens}{place}.",
+            f"Can you tell [me |us |]a story about {who} {happens}{place}?",
         )
     ]
     if helper:

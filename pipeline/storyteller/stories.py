@@ -47,14 +47,16 @@ class Story:
 
     text: str
     bits: float
+    plot: str  # the name of its function: lost_toy
     about: str  # the word that stands in the first paragraph and in the last: kite
 
 
 def tell(seed: int, index: int) -> Story:
     """Return story number `index` of the collection `seed`; it depends on no other story."""
     telling = Telling(seed, index)
-    about = telling.pick(PLOTS)(telling)
-    return Story(telling.text, telling.bits, about)
+    plot = telling.pick(PLOTS)
+    about = plot(telling)
+    return Story(telling.text, telling.bits, plot.__name__, about)
 
 
 def stories(count: int, seed: int) -> Iterator[Story]:
