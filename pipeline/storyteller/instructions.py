@@ -101,7 +101,7 @@ def instructions(count: int, seed: int) -> Iterator[Made]:
 
 
 def met(constraints: dict[str, Any], text: str) -> dict[str, bool]:
-    """For each constraint whether the text meets it, its title not counted; the hero is the first of the known names."""
+    """For each constraint whether the text meets it, without its title; the hero is the first of the known names."""
     title, _, story = text.partition("\n\n")
     text = story if story and "." not in title else text
     first, last = (_words(part) for part in (text.split("\n\n")[0], text.rstrip().split("\n\n")[-1]))

@@ -47,8 +47,8 @@ class Story:
 
     text: str
     bits: float
-    plot: str  # the name of its function: lost_toy
-    about: str  # the word that stands in the first paragraph and in the last: kite
+    plot: str = ""  # the name of its function: lost_toy
+    about: str = ""  # the word that stands in the first paragraph and in the last: kite
 
 
 def tell(seed: int, index: int) -> Story:
