@@ -25,7 +25,10 @@ _LARGEST_MANIFEST = 50_000  # bytes of a manifest.json that is copied to the met
 
 @dataclass(frozen=True)
 class Artifact:
-    """One row of the table: the outputs of `stage` at or below `path`, relative to the project's root."""
+    """One row of the table: the outputs of `stage` at or below `path`, relative to the project's root.
+
+    A stage of another pipeline than dvc.yaml is named with its folder: finetune/export.
+    """
 
     name: str
     type: str
@@ -46,6 +49,11 @@ ARTIFACTS = (
     Artifact("report", "report", "evaluate", "reports"),
     Artifact("model-hf", "model", "export", "models/hf"),
     Artifact("report-export", "report", "export", "reports"),
+    Artifact("conversations", "dataset", "finetune/instruct", "data/instruct"),
+    Artifact("model-finetuned", "model", "finetune/finetune", "models/finetuned"),
+    Artifact("adapter", "model", "finetune/finetune", "models/adapter"),
+    Artifact("report-finetuned", "report", "finetune/evaluate", "reports"),
+    Artifact("model-finetuned-hf", "model", "finetune/export", "models/finetuned-hf"),
 )
 
 
@@ -79,14 +87,14 @@ def of_stage(stage: str) -> list[Artifact]:
 
 def read_by(stage: str) -> list[Artifact]:
     """The artifacts of other stages that dvc.yaml names as dependencies of this one."""
-    deps = _paths(_stages("dvc.yaml").get(stage, {}).get("deps"))
+    deps = _paths(_entry("dvc.yaml", stage).get("deps"))
     others = [artifact for artifact in ARTIFACTS if artifact.stage != stage]
     return [a for a in others if any(_within(dep, out) for dep in deps for out in outputs(a))]
 
 
 def outputs(artifact: Artifact) -> list[str]:
     """The outputs in dvc.yaml that make up the artifact."""
-    stage = _stages("dvc.yaml").get(artifact.stage, {})
+    stage = _entry("dvc.yaml", artifact.stage)
     written = {path for key in ("outs", "metrics", "plots") for path in _paths(stage.get(key))}
     return sorted(path for path in written if _within(path, artifact.path))
 
@@ -101,7 +109,7 @@ def content(artifact: Artifact) -> Content:
 
 def locked(stage: str) -> dict[str, Any]:
     """The stage's entry of dvc.lock: `outs` and `deps` as {path: md5}, and `params`; empty where it never ran."""
-    entry = _stages("dvc.lock").get(stage, {})
+    entry = _entry("dvc.lock", stage)
     sides = {key: {item["path"]: item.get("md5") for item in entry.get(key, [])} for key in ("deps", "outs")}
     return sides | {"params": entry.get("params", {})} if entry else {}
 
@@ -246,13 +254,15 @@ def _linked(file: Path, place: Path) -> Path:
     return place
 
 
-def _stages(file: str) -> dict[str, Any]:
+def _entry(file: str, stage: str) -> dict[str, Any]:
+    """What dvc.yaml or dvc.lock says of a stage; {} where it has none of that name."""
+    folder, _, name = stage.rpartition("/")
     try:
-        read = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        read = yaml.safe_load(Path(folder, file).read_text(encoding="utf-8")) or {}
     except OSError:
         return {}
-    stages: dict[str, Any] = read.get("stages") or {}
-    return stages
+    entry: dict[str, Any] = (read.get("stages") or {}).get(name, {})
+    return entry
 
 
 def _paths(entries: Iterable[Any] | None) -> list[str]:

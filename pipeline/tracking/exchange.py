@@ -39,7 +39,8 @@ def mirror(stage: str | None = None, dry_run: bool = False) -> None:
     api = server.api()
     if not os.environ.get("WANDB_PROJECT"):
         raise UserError("W&B: WANDB_PROJECT not set: export the project to mirror to")
-    for name in stages if stage is None else [stage]:
+    begun = [name for name in stages if "/" not in name or artifacts.locked(name)]  # another pipeline may never run
+    for name in begun if stage is None else [stage]:
         with _faults_in_words():
             _mirror_stage(api, name, dry_run)
     if not dry_run and stage in (None, "evaluate"):
@@ -101,7 +102,7 @@ def source_artifact(artifact: str, into: Path) -> Source:
 
 def _mirror_stage(api: Any, stage: str, dry_run: bool) -> None:
     lock = artifacts.locked(stage)
-    here = [content for row in artifacts.of_stage(stage) if (content := _as_locked(row, lock)) is not None]
+    here = [content for row in artifacts.of_stage(stage) if (content := _as_locked(row, lock)) and content.files]
     lacking = [content for content in here if artifacts.find(api, content) is None]
     for content in lacking:
         what = f"{content.artifact.name} ({content.alias}, {len(content.files)} files, {console.size(content.bytes)})"
@@ -240,7 +241,8 @@ def _only_writer(name: str) -> Iterator[Any]:
 
     try:
         with Repo() as repo, repo.lock:
-            stage = repo.stage.load_one(name=name)
+            folder, _, name = name.rpartition("/")
+            stage = repo.stage.load_one(os.path.join(folder, "dvc.yaml"), name)
             deps, outs = ([item.fs_path for item in items] for items in (stage.deps, stage.outs))
             command = " ".join(sys.argv)  # as DVC itself signs the lock, so that its own calls here hold it too
             with rwlock(repo.tmp_dir, repo.fs, command, deps, outs, repo.config["core"].get("hardlink_lock", False)):

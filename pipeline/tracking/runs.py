@@ -116,7 +116,8 @@ class Run:
                 server.entity()  # a server that has died is found out here within seconds, by the SDK in minutes
             keep = None if self._online else Path(self._live.dir).parent / "artifacts"
             for artifact in artifacts.of_stage(self.stage):
-                artifacts.log(self._live, artifacts.content(artifact), self._config, keep)
+                if (content := artifacts.content(artifact)).files:  # the adapter is none where all weights train
+                    artifacts.log(self._live, content, self._config, keep)
             if self.stage == "evaluate" and self._online:
                 artifacts.rank(self._api)
 
