@@ -10,6 +10,13 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["download", "clean", "tokenize", "train", "evaluate", "export"]
+FINETUNE = [
+    "finetune/dvc.yaml:instruct",
+    "finetune/dvc.yaml:finetune",
+    "finetune/dvc.yaml:evaluate",
+    "finetune/dvc.yaml:export",
+]
+INSTRUCT, FINETUNED, COMPARED, EXPORTED = FINETUNE
 ROOMS = {  # place → the stages that depend on it, as docs/design.md has it
     "stages/download.py": ["download"],
     "stages/clean.py": ["clean"],
@@ -17,22 +24,29 @@ ROOMS = {  # place → the stages that depend on it, as docs/design.md has it
     "stages/train.py": ["train"],
     "stages/evaluate.py": ["evaluate"],
     "stages/export.py": ["export"],
-    "pipeline/download": ["download"],
-    "pipeline/storyteller": ["download"],
-    "pipeline/documents": ["download", "clean"],
+    "stages/instruct.py": [INSTRUCT],
+    "stages/finetune.py": [FINETUNED],
+    "stages/evaluate_finetuned.py": [COMPARED],
+    "stages/export_finetuned.py": [EXPORTED],
+    "pipeline/download": ["download", INSTRUCT],
+    "pipeline/storyteller": ["download", INSTRUCT, COMPARED],
+    "pipeline/documents": ["download", "clean", INSTRUCT],
     "pipeline/clean": ["clean"],
-    "pipeline/tokenize": ["tokenize"],
-    "pipeline/tokens": ["tokenize", "train", "evaluate", "export"],
-    "pipeline/model": ["train", "evaluate", "export"],
-    "pipeline/train": ["train"],
-    "pipeline/generate": ["evaluate"],
-    "pipeline/evaluate": ["evaluate"],
-    "pipeline/huggingface": ["evaluate", "export"],
-    "pipeline/export": ["export"],
-    "pipeline/files.py": STAGES,
-    "pipeline/hashing.py": ["clean", "train", "export"],
-    "pipeline/hub.py": ["download", "tokenize"],
-    "pipeline/plotting.py": ["clean", "tokenize", "evaluate"],
+    "pipeline/tokenize": ["tokenize", INSTRUCT],
+    "pipeline/tokens": ["tokenize", "train", "evaluate", "export", *FINETUNE],
+    "pipeline/model": ["train", "evaluate", "export", *FINETUNE],
+    "pipeline/train": ["train", FINETUNED],
+    "pipeline/generate": ["evaluate", COMPARED],
+    "pipeline/evaluate": ["evaluate", COMPARED],
+    "pipeline/huggingface": ["evaluate", "export", FINETUNED, EXPORTED],
+    "pipeline/export": ["export", EXPORTED],
+    "pipeline/instruct": [INSTRUCT],
+    "pipeline/finetune": [FINETUNED],
+    "pipeline/finetuned": [COMPARED],
+    "pipeline/files.py": [*STAGES, *FINETUNE],
+    "pipeline/hashing.py": ["clean", "train", "export", FINETUNED, EXPORTED],
+    "pipeline/hub.py": ["download", "tokenize", INSTRUCT],
+    "pipeline/plotting.py": ["clean", "tokenize", "evaluate", COMPARED],
     "pipeline/params": [],
     "pipeline/tracking": [],
     "pipeline/cli": [],
@@ -59,7 +73,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-    for stage in yaml.safe_load((folder / "dvc.yaml").read_text("utf-8"))["stages"].values():
+    stages = [
+        yaml.safe_load((folder / name).read_text("utf-8"))["stages"] for name in ("dvc.yaml", "finetune/dvc.yaml")
+    ]
+    for stage in [stage for pipeline in stages for stage in pipeline.values()]:
         for out in [*stage["outs"], *stage.get("metrics", [])]:
             path = folder / out if Path(out).suffix else folder / out / "file"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +93,7 @@ def changed(folder: Path) -> list[str]:
 
     with contextlib.chdir(folder), Repo() as repo:
         status = repo.status()
-        return [stage for stage in STAGES if stage in status]
+        return [stage for stage in [*STAGES, *FINETUNE] if stage in status]
 
 
 def test_the_plan_names_every_place_with_code(clone: Path) -> None:
@@ -118,7 +135,7 @@ def test_what_python_and_editors_leave_runs_nothing(clone: Path, name: str) -> N
 def test_dvc_yaml_is_read_at_a_glance() -> None:
     text = (ROOT / "dvc.yaml").read_text("utf-8")
     assert len(text.splitlines()) <= 170
-    for name, stage in yaml.safe_load(text)["stages"].items():
+    for name, stage in yaml.safe_load(text)["stages"].items():  # of pretraining; finetuning stands on more rooms
         assert len([dep for dep in stage["deps"] if dep.startswith(("pipeline", "stages"))]) <= 8, name
 
 

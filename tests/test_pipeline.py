@@ -30,6 +30,13 @@ from tests.tracking.wandb_server import WandbServer
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["download", "clean", "tokenize", "train", "evaluate", "export"]
+FINETUNE = {  # stage of finetune/dvc.yaml → its module
+    "finetune/instruct": "instruct",
+    "finetune/finetune": "finetune",
+    "finetune/evaluate": "evaluate_finetuned",
+    "finetune/export": "export_finetuned",
+}
+MODULES = dict(zip(STAGES, STAGES, strict=True)) | FINETUNE
 TINY = """
 download: {documents: 300}
 tokenizer: {vocab_size: 400, chunk_tokens: 16384}
@@ -39,6 +46,8 @@ train: {block_size: 64, global_batch_size: 8, micro_batch_size: 4, max_tokens: 8
         eval_every: 8, eval_samples: 8, checkpoint_every: 8}
 evaluate: {batch_size: 8, train_sample_tokens: 512, max_new_tokens: 12, prompts: [Once upon a time], device: cpu,
            temperatures: [0.0, 0.8], baseline_bytes: 20000, memorisation_bytes: 20000}
+instruct: {conversations: 300, val_fraction: 0.1}
+finetune: {max_steps: 8, eval_every: 4}
 """
 
 
@@ -62,7 +71,8 @@ def run(folder: Path, *command: str, check: bool = True, **environment: str) -> 
 
 
 def ran(output: str) -> list[str]:
-    return [stage for stage in STAGES if f"Running stage '{stage}'" in output]
+    said = {stage: stage.replace("/", "/dvc.yaml:") for stage in MODULES}
+    return [stage for stage, words in said.items() if f"Running stage '{words}'" in output]
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -126,6 +136,20 @@ def test_one_command_goes_from_raw_text_to_an_exported_model(clone, repro):
 
 def test_nothing_changed_runs_no_stage_whoever_watches(clone, repro):
     assert ran(run(clone, "dvc", "repro")) == []
+
+
+@pytest.mark.timeout(600)
+def test_finetuning_is_a_pipeline_of_its_own_and_leaves_the_other_as_it_was(clone, repro):
+    before = (clone / "dvc.lock").read_bytes()
+    output = run(clone, "dvc", "repro", "finetune/dvc.yaml")
+    assert ran(output) == list(FINETUNE)
+    for stage in FINETUNE:
+        assert f"\n{stage}: wrote " in output, f"{stage} ends with no line that says what it wrote"
+    assert (clone / "dvc.lock").read_bytes() == before
+    assert ran(run(clone, "dvc", "repro")) == ran(run(clone, "dvc", "repro", "finetune/dvc.yaml")) == []
+    figures = metrics(clone, "finetune/evaluate")
+    assert figures["after"]["answers"]["loss"] < figures["before"]["answers"]["loss"]
+    assert "Mixture" not in run(clone, "pipeline.cli", "generate", "--checkpoint", "models/finetuned", "--prompt", "Hi")
 
 
 def test_wandb_knows_what_each_stage_read_and_wrote(clone, repro, wandb_server):
@@ -237,22 +261,25 @@ def recorded(clone, repro, tmp_path_factory) -> dict[str, dict[str, set]]:
     local = ["download=local", "download.path=books", "tokenizer.vocab_size=300"]
     run(folder, "pipeline.cli", "compose", *local, *quality, f"model.rope_scaling={rope}")
     found = {}
-    for stage in STAGES:
-        run(folder, "tests.recorder", stage, "recorded.json")
+    for stage in MODULES:
+        run(folder, "tests.recorder", MODULES[stage], "recorded.json")
         said = json.loads((folder / "recorded.json").read_text("utf-8"))
         found[stage] = {name: set(map(tuple, items) if name == "imports" else items) for name, items in said.items()}
     return found
 
 
 def declared(stage: str) -> dict:
-    return yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"][stage]
+    """What dvc.yaml says of the stage, with the values of its data dependencies."""
+    folder, _, name = stage.rpartition("/")
+    text = (ROOT / folder / "dvc.yaml").read_text("utf-8").replace("${finetune.checkpoint}", "models/litgpt")
+    return yaml.safe_load(text)["stages"][name]
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", MODULES)
 def test_a_stage_declares_the_rooms_of_code_that_it_imports(stage, recorded):
     imports = recorded[stage]["imports"]
-    used, waiting = set(), ["__main__", f"stages.{stage}"]
+    used, waiting = set(), ["__main__", f"stages.{MODULES[stage]}"]
     while waiting:
         module = waiting.pop()
         room = module.split(".")[1] if module.startswith("pipeline.") else ""
@@ -262,10 +289,10 @@ def test_a_stage_declares_the_rooms_of_code_that_it_imports(stage, recorded):
     rooms = {module.split(".")[1] for module in used if module.startswith("pipeline.")}
     given = {Path(dep).stem for dep in declared(stage)["deps"] if dep.startswith("pipeline/")}
     assert rooms | {room for name, room in RARELY if name == stage} == given
-    assert f"stages/{stage}.py" in declared(stage)["deps"]
+    assert f"stages/{MODULES[stage]}.py" in declared(stage)["deps"]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", MODULES)
 def test_a_stage_declares_the_data_that_it_opens(stage, recorded):
     entry = declared(stage)
     flows = ("data/", "models/", "reports/")
@@ -293,7 +320,7 @@ def test_every_parameter_is_read_by_a_stage_that_declares_its_section(recorded):
             yield from inner_models(part)
 
     readers = {
-        section: [stage for stage in STAGES if section in declared(stage)["params"]]
+        section: [stage for stage in MODULES if section in declared(stage)["params"]]
         for section in params.Params.model_fields
     }
     unread = [
