@@ -18,8 +18,11 @@ def main(params: Annotated[Path, typer.Option(help="Parameters of the run.")] = 
         from pipeline.export import export, reports
 
         with (INSTRUCT / "val.jsonl").open(encoding="utf-8") as file:
-            instruction = json.loads(next(file))["messages"][0]["content"]
-        said = reports.read(REPORTS)
+            turns: list[dict[str, str]] = next(
+                (talk["messages"] for talk in map(json.loads, file) if talk["messages"]), []
+            )
+            instruction = next((turn["content"] for turn in turns if turn["role"] == "user"), "Hello!")
+        said = reports.of_data(REPORTS)  # figures and samples are those of the pretrained model
         report = export.export(job.params, said, FINETUNED, FINETUNED_HUGGINGFACE, instruction)
         job.finish(report, wrote=[FINETUNED_HUGGINGFACE], summary=export.in_words(report))
 

@@ -45,8 +45,8 @@ def main(
         except Interrupted as interrupted:
             console.warn(f"finetune: {interrupted}")
             raise typer.Exit(interrupted.exit_code) from None
-        share = report["trained_parameters"] / report["parameters"]["total"]
-        summary = f"val loss {report['val_loss']:.3f} after {report['epochs']:.2f} epochs, {share:.1%} of the weights"
+        summary = f"val loss {report['val_loss']:.3f} after {report['epochs']:.2f} epochs, "
+        summary += f"{report['trained_parameters']:,} parameters trained ({report['trained_share']:.1%})"
         metrics = {name: report[name] for name in ("val_loss", "trained_parameters", "tokens_per_second")}
         job.finish(report, wrote=[FINETUNED, ADAPTER], summary=summary, metrics=metrics)
 

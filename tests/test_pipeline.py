@@ -149,7 +149,13 @@ def test_finetuning_is_a_pipeline_of_its_own_and_leaves_the_other_as_it_was(clon
     assert ran(run(clone, "dvc", "repro")) == ran(run(clone, "dvc", "repro", "finetune/dvc.yaml")) == []
     figures = metrics(clone, "finetune/evaluate")
     assert figures["after"]["answers"]["loss"] < figures["before"]["answers"]["loss"]
-    assert "Mixture" not in run(clone, "pipeline.cli", "generate", "--checkpoint", "models/finetuned", "--prompt", "Hi")
+    assert not (clone / "models" / "adapter" / "adapter_config.json").exists()
+    lora = ["-S", "finetune=lora", "-S", "finetune.max_steps=4", "-S", "finetune.rank=2"]
+    assert ran(run(clone, "dvc", "exp", "run", "finetune/dvc.yaml", *lora)) == list(FINETUNE)[1:]
+    assert (clone / "models" / "adapter" / "adapter_config.json").is_file()
+    assert metrics(clone, "finetune/finetune")["method"] == "lora"
+    card = (clone / "models" / "finetuned-hf" / "README.md").read_text("utf-8")
+    assert "finetuned on conversations (LoRA, added to the weights)" in card and "apply_chat_template" in card
 
 
 def test_wandb_knows_what_each_stage_read_and_wrote(clone, repro, wandb_server):
@@ -212,8 +218,9 @@ def test_the_exported_folder_needs_none_of_our_code(clone, repro, tmp_path):
 
 def test_the_reports_can_be_shown_by_dvc(clone, repro):
     shown = json.loads(run(clone, "dvc", "metrics", "show", "--json"))
-    assert set(shown[""]["data"]) == {f"reports/metrics/{stage}.json" for stage in STAGES[1:5]}
-    numbers = [number for entry in shown[""]["data"].values() for number in entry["data"]]
+    of_the_run = {path: entry for path, entry in shown[""]["data"].items() if "/finetune/" not in path}
+    assert set(of_the_run) == {f"reports/metrics/{stage}.json" for stage in STAGES[1:5]}
+    numbers = [number for entry in of_the_run.values() for number in entry["data"]]
     assert 10 <= len(numbers) <= 14, "the dozen that people compare"
     for plot in yaml.safe_load((clone / "dvc.yaml").read_text("utf-8"))["plots"]:
         if isinstance(plot, str):
@@ -235,11 +242,13 @@ def test_the_reports_can_be_shown_by_dvc(clone, repro):
 # Watchers cannot change what a stage computes: they validate parameters (whose values DVC tracks), speak, or look on.
 WATCHERS = {"params", "stage", "console", "errors", "tracking"}
 REFUSES_ONLY = {("train", "huggingface")}  # checks before training that the model can be exported
-LOOK_ONLY = {("train", "plotting")}  # a change of the pictures' look never trains again
+LOOK_ONLY = {
+    ("train", "plotting"),
+    ("finetune/finetune", "plotting"),
+}  # a change of the pictures' look never trains again
 RARELY = {("evaluate", "huggingface"), ("tokenize", "hub")}  # with lm-eval tasks; a tokenizer of the Hub
-OTHER_SOURCES = {kind.__name__ for kind in get_args(get_args(params.Download)[0])} - {
-    "Local"
-}  # tests/download has them
+_SOURCES = [*get_args(get_args(params.Download)[0]), *get_args(get_args(params.Instruct)[0])]
+OTHER_SOURCES = {kind.__name__ for kind in _SOURCES} - {"Local", "InstructLocal"}  # tests/download has them
 OF_A_PRETRAINED_TOKENIZER = {"Tokenizer.path", "Tokenizer.revision"}  # tests/tokenize has some
 
 
@@ -253,13 +262,19 @@ def recorded(clone, repro, tmp_path_factory) -> dict[str, dict[str, set]]:
     texts.append(texts[7] + " And so it was.")
     (folder / "books" / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
     (folder / "books" / "b.jsonl").write_text(json.dumps({"text": texts[9]}) + "\n", "utf-8")
+    (folder / "chats").mkdir()
+    turns = [[{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": str(n)}] for n in range(80)]
+    lines = [json.dumps({"messages": each}) + "\n" for each in turns]
+    (folder / "chats" / "a.jsonl").write_text("".join(lines), "utf-8")
     rope = "{factor: 2, low_freq_factor: 1, high_freq_factor: 4, original_block_size: 32}"
     config = folder / "configs" / "config.yaml"
-    config.write_text(config.read_text("utf-8").replace("download: {documents: 300}\n", ""), "utf-8")
+    text = config.read_text("utf-8").replace("download: {documents: 300}\n", "").replace("conversations: 300, ", "")
+    config.write_text(text, "utf-8")
     quality = ["clean.quality.enabled=true", "clean.near_duplicates.enabled=true", "clean.script=latin"]
     quality.append("clean.decontaminate=[books/b.jsonl]")
     local = ["download=local", "download.path=books", "tokenizer.vocab_size=300"]
-    run(folder, "pipeline.cli", "compose", *local, *quality, f"model.rope_scaling={rope}")
+    lora = ["instruct=local", "instruct.path=chats", "finetune=lora", "finetune.rank=2"]
+    run(folder, "pipeline.cli", "compose", *local, *quality, *lora, f"model.rope_scaling={rope}")
     found = {}
     for stage in MODULES:
         run(folder, "tests.recorder", MODULES[stage], "recorded.json")

@@ -94,11 +94,9 @@ def write(
 ) -> None:
     """Write folder/README.md. `facts`: what `huggingface.to_huggingface` returned.
 
-    `instruction`: one that a finetuned model was trained to follow; the figures of the pretrained one are left out.
+    `instruction`: one that a finetuned model was trained to follow.
     """
     finetuned = "" if instruction is None else _FINETUNED[params.finetune.method]
-    if finetuned:
-        reports = reports.of_data()
     files = [file for file in hashing.files_below(folder) if file.name != "README.md"]
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False).from_string(_CARD)
     text = template.render(

@@ -51,10 +51,6 @@ class Reports(BaseModel):
     evaluate: _Evaluate = _Evaluate()
     details: _Details = _Details()
 
-    def of_data(self) -> "Reports":
-        """What they say of the data alone."""
-        return Reports(download=self.download)
-
     def prompt(self, params: Params) -> str:
         """A prompt of one line in the corpus' language: the first of the evaluation's samples."""
         prompts = [sample.prompt for sample in self.details.samples.stories] + list(params.evaluate.prompts or [])
@@ -64,7 +60,15 @@ class Reports(BaseModel):
 def read(folder: Path) -> Reports:
     """The reports in a folder; UserError for one that is damaged."""
     paths = {name: folder / f"{name}.json" for name in ("download", "train", "evaluate")}
-    paths["details"] = folder / "plots" / "evaluate" / "details.json"
+    return _read(paths | {"details": folder / "plots" / "evaluate" / "details.json"})
+
+
+def of_data(folder: Path) -> Reports:
+    """What the reports say of the pretraining data alone, as `read` does."""
+    return _read({"download": folder / "download.json"})
+
+
+def _read(paths: dict[str, Path]) -> Reports:
     found = {}
     for name, path in paths.items():
         try:

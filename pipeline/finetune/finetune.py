@@ -22,7 +22,7 @@ def finetune(params: Params, *, data: Path, into: Path, adapter: Path, **places:
     """Train `params.finetune.checkpoint` on data/{train,val}; return the report (empty but on rank 0).
 
     into: the trained model as a litgpt checkpoint folder, an adapter added to its weights; adapter: the adapter alone
-    in PEFT's format, an empty folder where all weights train. places: `runs`, `live`, `plots`, `resume`, `run` and
+    in PEFT's format, a folder with a note where all weights train. places: `runs`, `live`, `plots`, `resume`, `run` and
     `check` as `pipeline.train.loop.train` takes them. Raises what that raises.
     """
     own = of_checkpoint(params, data)
@@ -30,10 +30,11 @@ def finetune(params: Params, *, data: Path, into: Path, adapter: Path, **places:
     report = loop.train(own, data, data / "tokenizer", into, adapter=lora, **places)
     if report:
         report["method"] = params.finetune.method
-        report["trained_parameters"] = _trained(own, data, lora)
+        report |= _trained(own, data, lora)
         if lora is None:
             with written_whole(adapter) as partial:
                 partial.mkdir()
+                (partial / "README.md").write_text("All weights were trained: there is no adapter.\n", encoding="utf-8")
     return report
 
 
@@ -62,8 +63,11 @@ def _lora(params: Params, adapter: Path) -> Lora | None:
     return Lora(params.finetune, adapter) if params.finetune.method == "lora" else None
 
 
-def _trained(params: Params, data: Path, lora: Lora | None) -> int:
+def _trained(params: Params, data: Path, lora: Lora | None) -> dict[str, float]:
+    """How many parameters train, and their share of the pretrained model's."""
     gpt = build.on_meta(params.model, vocabulary.vocab_size(data / "tokenizer"))
+    every = sum(p.numel() for p in gpt.parameters())
     if lora:
         lora.put_in(gpt, 0)
-    return sum(p.numel() for p in gpt.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in gpt.parameters() if p.requires_grad)
+    return {"trained_parameters": trained, "trained_share": trained / every}
