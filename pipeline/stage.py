@@ -6,7 +6,6 @@ with stage("clean", params_file) as job:
 """
 
 import json
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,7 +92,7 @@ class Inputs:
         declared = tuple(f"{key}." for key in self._declared["params"])  # a section, or one value such as export.name
         found = {f"params.yaml:{key}": value for key, value in _leaves(raw) if f"{key}.".startswith(declared)}
         for dependency in self._declared.get("deps", []):
-            path = Path(re.sub(r"\$\{([\w.]+)\}", lambda key: str(found.get(f"params.yaml:{key[1]}")), dependency))
+            path = Path(params.filled(dependency, raw))
             for file in [path] if path.is_file() else hashing.files_below(path) if path.is_dir() else []:
                 if path.parts[0] not in ("pipeline", "stages"):
                     found[file.as_posix()] = (file.stat().st_size, file.stat().st_mtime_ns)

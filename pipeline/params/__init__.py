@@ -14,7 +14,7 @@ from pipeline.params.export import Export
 from pipeline.params.finetune import Finetune, training
 from pipeline.params.instruct import Instruct
 from pipeline.params.model import Model, RopeScaling
-from pipeline.params.reading import leaves, load, read, validate
+from pipeline.params.reading import filled, leaves, load, read, validate
 from pipeline.params.rules import Params
 from pipeline.params.tokenizer import Tokenizer
 from pipeline.params.train import Optimizer, RoutingGate, Schedule, Train
@@ -41,6 +41,7 @@ __all__ = [
     "Train",
     "Url",
     "Wandb",
+    "filled",
     "leaves",
     "load",
     "read",

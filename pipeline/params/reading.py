@@ -1,6 +1,7 @@
 """Reading params.yaml, and what is wrong with it in words."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -10,7 +11,6 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import UserError
-from pipeline.params.download import Bundled, Download
 from pipeline.params.rules import Params
 from pipeline.params.secrets import redacted
 
@@ -44,6 +44,18 @@ def validate(raw: dict[str, Any], origin: str = "params.yaml") -> Params:
         raise UserError("\n".join([f"{origin}:", *(f"  {redacted(line)}" for line in lines)])) from None
 
 
+def filled(text: str, raw: dict[str, Any]) -> str:
+    """`${section.key}` in a path of dvc.yaml as DVC fills it in; "None" where the parameters have no such key."""
+
+    def value(found: re.Match[str]) -> str:
+        at: Any = raw
+        for key in found[1].split("."):
+            at = at.get(key) if isinstance(at, dict) else None
+        return str(at)
+
+    return re.sub(r"\$\{([\w.]+)\}", value, text)
+
+
 def leaves(params: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every (dotted key, value) of the parameters, sections opened up."""
     for name in type(params).model_fields:
@@ -55,7 +67,10 @@ def leaves(params: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _explain(problem: dict[str, Any], raw: dict[str, Any]) -> str:
-    source = (raw.get("download") or {}).get("source") if isinstance(raw.get("download"), dict) else None
+    section = raw.get(str(problem["loc"][0])) if problem["loc"] else None
+    source = (
+        section.get("source") if isinstance(section, dict) else None
+    )  # of download and instruct: the kind of section
     location = [part for i, part in enumerate(problem["loc"]) if not (i == 1 and part == source)]
     path = ".".join(str(part) for part in location)
     kind, value, context = problem["type"], problem.get("input"), problem.get("ctx", {})
@@ -92,15 +107,17 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 
+def _source_of(kind: Any) -> str | None:
+    field = getattr(kind, "model_fields", {}).get("source")
+    return get_args(field.annotation)[0] if field else None
+
+
 def _known_names(location: list[Any], source: str | None) -> list[str]:
     model: Any = Params
     for part in location:
-        if part == "download":
-            sources = {get_args(m.model_fields["source"].annotation)[0]: m for m in get_args(get_args(Download)[0])}
-            model = sources.get(source or "", Bundled)
-            continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if get_origin(annotation) is not None:
-            annotation = next((a for a in get_args(annotation) if isinstance(a, type)), None)
+        if get_origin(annotation) is not None:  # one kind of section, or of none; a section with sources is of many
+            kinds = [kind for kind in get_args(annotation) if isinstance(kind, type)]
+            annotation = next((kind for kind in kinds if _source_of(kind) == source), kinds[0] if kinds else None)
         model = annotation
     return list(model.model_fields) if hasattr(model, "model_fields") else []

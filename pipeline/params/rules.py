@@ -10,7 +10,7 @@ from pipeline.params.clean import Clean
 from pipeline.params.download import Download
 from pipeline.params.evaluate import Evaluate
 from pipeline.params.export import Export
-from pipeline.params.finetune import Finetune, training
+from pipeline.params.finetune import Finetune
 from pipeline.params.instruct import Instruct
 from pipeline.params.model import Model
 from pipeline.params.section import Section
@@ -52,5 +52,4 @@ class Params(Section):
             raise ValueError(
                 f"evaluate.stride: {self.evaluate.stride}; allowed: 1 to train.block_size = {self.train.block_size}"
             )
-        training(self.finetune, self.train, self.model.block_size)  # raises where they do not fit
         return self

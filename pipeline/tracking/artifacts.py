@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import hashing
+from pipeline import hashing, params
 from pipeline.tracking.server import WandbError, redacted
 
 _ALIAS = 12  # characters of the content hash that a version is called by
@@ -87,7 +87,8 @@ def of_stage(stage: str) -> list[Artifact]:
 
 def read_by(stage: str) -> list[Artifact]:
     """The artifacts of other stages that dvc.yaml names as dependencies of this one."""
-    deps = _paths(_entry("dvc.yaml", stage).get("deps"))
+    raw = params.read("params.yaml") if Path("params.yaml").is_file() else {}
+    deps = [params.filled(dep, raw) for dep in _paths(_entry("dvc.yaml", stage).get("deps"))]
     others = [artifact for artifact in ARTIFACTS if artifact.stage != stage]
     return [a for a in others if any(_within(dep, out) for dep in deps for out in outputs(a))]
 

@@ -135,9 +135,16 @@ def test_a_token_set_of_documents_is_refused(corpus: Path, instruct: Path, pretr
         run(corpus / "tokens", tmp_path, settings(pretrained))
 
 
-def test_a_batch_that_devices_do_not_divide_is_refused_with_the_field(pretrained: Path) -> None:
+def test_a_batch_that_devices_do_not_divide_is_refused_with_the_field(
+    instruct: Path, pretrained: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"finetune.global_batch_size: 4 is no multiple of micro_batch_size x"):
-        settings(pretrained, micro_batch_size=3)
+        run(instruct, tmp_path, settings(pretrained, micro_batch_size=3))
+
+
+def test_lora_with_sharded_weights_is_refused(instruct: Path, pretrained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"finetune.method: lora does not go with train.strategy: fsdp; take auto"):
+        run(instruct, tmp_path, settings(pretrained, method="lora", train={"strategy": "fsdp", "device": "auto"}))
 
 
 def test_another_rank_is_another_run(instruct: Path, pretrained: Path, tmp_path: Path) -> None:

@@ -39,8 +39,9 @@ def validated(path: str, watch: str, section: str = "download") -> None:
     params.validate(raw)
 
 
-def test_the_outputs_are_those_of_the_pipeline() -> None:
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+def test_the_outputs_are_those_of_the_pipelines() -> None:
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("dvc.yaml", "finetune/dvc.yaml")]
+    stages = [stage for text in texts for stage in yaml.safe_load(text)["stages"].values()]
     outs = [
         next(iter(o)) if isinstance(o, dict) else o
         for s in stages
