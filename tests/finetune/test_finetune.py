@@ -293,3 +293,18 @@ def test_a_killed_finetuning_goes_on_and_ends_with_the_same_bytes(
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     report = json.loads((tmp_path / "killed/reports/finetune/finetune.json").read_text())
     assert report["method"] == method and report["steps"] == 300
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_two_processes_learn_what_one_learns(instruct: Path, pretrained: Path, tmp_path: Path, method: str) -> None:
+    shared = {"method": method, "targets": ALL, "max_steps": 6, "balance_coef": 0.0, "micro_batch_size": 1}
+    found = []
+    for devices in (1, 2):
+        parameters = settings(pretrained, **shared, train={"devices": devices, "model": None, "optimizer": None})
+        done = subprocess.run(**project(tmp_path / str(devices), instruct, parameters), capture_output=True)
+        assert done.returncode == 0, done.stderr
+        found.append(weights(tmp_path / str(devices) / "models" / "finetuned"))
+    one, two = found
+    assert all((one[name] - two[name]).abs().max() < 1e-3 for name in one)
+    report = json.loads((tmp_path / "2" / "reports/finetune/finetune.json").read_text())
+    assert report["devices"] == 2
