@@ -138,26 +138,6 @@ def test_nothing_changed_runs_no_stage_whoever_watches(clone, repro):
     assert ran(run(clone, "dvc", "repro")) == []
 
 
-@pytest.mark.timeout(600)
-def test_finetuning_is_a_pipeline_of_its_own_and_leaves_the_other_as_it_was(clone, repro):
-    before = (clone / "dvc.lock").read_bytes()
-    output = run(clone, "dvc", "repro", "finetune/dvc.yaml")
-    assert ran(output) == list(FINETUNE)
-    for stage in FINETUNE:
-        assert f"\n{stage}: wrote " in output, f"{stage} ends with no line that says what it wrote"
-    assert (clone / "dvc.lock").read_bytes() == before
-    assert ran(run(clone, "dvc", "repro")) == ran(run(clone, "dvc", "repro", "finetune/dvc.yaml")) == []
-    figures = metrics(clone, "finetune/evaluate")
-    assert figures["after"]["answers"]["loss"] < figures["before"]["answers"]["loss"]
-    assert not (clone / "models" / "adapter" / "adapter_config.json").exists()
-    lora = ["-S", "finetune=lora", "-S", "finetune.max_steps=4", "-S", "finetune.rank=2"]
-    assert ran(run(clone, "dvc", "exp", "run", "finetune/dvc.yaml", *lora)) == list(FINETUNE)[1:]
-    assert (clone / "models" / "adapter" / "adapter_config.json").is_file()
-    assert metrics(clone, "finetune/finetune")["method"] == "lora"
-    card = (clone / "models" / "finetuned-hf" / "README.md").read_text("utf-8")
-    assert "finetuned on conversations (LoRA, added to the weights)" in card and "apply_chat_template" in card
-
-
 def test_wandb_knows_what_each_stage_read_and_wrote(clone, repro, wandb_server):
     assert wandb_server.unknown == []
     jobs = wandb_server.jobs()
@@ -235,6 +215,26 @@ def test_the_reports_can_be_shown_by_dvc(clone, repro):
     run(clone, "dvc", "plots", "show", "-o", "plots_shown")
     assert (clone / "plots_shown" / "index.html").stat().st_size > 1000
     shutil.rmtree(clone / "plots_shown")
+
+
+@pytest.mark.timeout(600)
+def test_finetuning_is_a_pipeline_of_its_own_and_leaves_the_other_as_it_was(clone, repro):
+    before = (clone / "dvc.lock").read_bytes()
+    output = run(clone, "dvc", "repro", "finetune/dvc.yaml")
+    assert ran(output) == list(FINETUNE)
+    for stage in FINETUNE:
+        assert f"\n{stage}: wrote " in output, f"{stage} ends with no line that says what it wrote"
+    assert (clone / "dvc.lock").read_bytes() == before
+    assert ran(run(clone, "dvc", "repro")) == ran(run(clone, "dvc", "repro", "finetune/dvc.yaml")) == []
+    figures = metrics(clone, "finetune/evaluate")
+    assert figures["after"]["answers"]["loss"] < figures["before"]["answers"]["loss"]
+    assert not (clone / "models" / "adapter" / "adapter_config.json").exists()
+    lora = ["-S", "finetune=lora", "-S", "finetune.max_steps=4", "-S", "finetune.rank=2"]
+    assert ran(run(clone, "dvc", "exp", "run", "finetune/dvc.yaml", *lora)) == list(FINETUNE)[1:]
+    assert (clone / "models" / "adapter" / "adapter_config.json").is_file()
+    assert metrics(clone, "finetune/finetune")["method"] == "lora"
+    card = (clone / "models" / "finetuned-hf" / "README.md").read_text("utf-8")
+    assert "finetuned on conversations (LoRA, added to the weights)" in card and "apply_chat_template" in card
 
 
 # --- what a stage declares is what it reads ---------------------------------------------------------------------------
