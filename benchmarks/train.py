@@ -33,7 +33,7 @@ PRESETS: dict[str, list[str]] = {
     "rtx3060": [*("model=moe_200m", "train=rtx3060"), *("train.global_batch_size=4", "train.micro_batch_size=2")],
     "kaggle_t4x2": [
         *("model=moe_200m", "train=kaggle_t4x2", "train.devices=1", "train.strategy=auto"),
-        *("train.global_batch_size=8", "train.micro_batch_size=4"),
+        *("train.global_batch_size=8", "train.micro_batch_size=1"),
     ],
 }
 # What transformers has for experts; which is fastest depends on the machine, so each is tried for a few steps.
