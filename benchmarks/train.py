@@ -133,7 +133,7 @@ def _measured(name: str, place: Path, steps: int, experts: str = EXPERTS[0]) -> 
     command = [sys.executable, "-m", "benchmarks.train", "--child", str(place), "--only", name, "--steps", str(steps)]
     done = subprocess.run([*command, "--experts", experts], env=environment, capture_output=True, text=True)
     if done.returncode:
-        print(done.stderr[-4000:], file=sys.stderr)  # what torch prints while it ends can hide the error in the last line
+        print(done.stderr[-4000:], file=sys.stderr)  # the last line may be of the interpreter's end, not the error
         return {"error": (done.stderr.strip().splitlines() or ["no words"])[-1][:200]}
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
