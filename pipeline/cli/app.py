@@ -231,12 +231,16 @@ def plan(
         list[str] | None,
         typer.Option("--set-param", "-S", help="Plan what `dvc exp run -S` would train: GROUP=NAME or KEY=VALUE."),
     ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Of one device, such as 6GB: say whether a step fits, else what would.")
+    ] = None,
 ) -> None:
     """Count before training: parameters, memory of a step, tokens, FLOPs, and the time they take."""
-    from pipeline.cli.plan import forecast, wanted
+    from pipeline.cli.plan import forecast, n_bytes, wanted
     from pipeline.stage import TOKENIZER, TOKENS
 
-    for line in forecast(wanted(params_file, overrides or []), TOKENS, TOKENIZER):
+    available = None if memory is None else n_bytes(memory)
+    for line in forecast(wanted(params_file, overrides or []), TOKENS, TOKENIZER, available):
         console.say(line)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from pipeline import console, params
 from pipeline.errors import UserError
@@ -30,11 +31,22 @@ def wanted(params_file: Path, overrides: list[str]) -> params.Params:
         return params.load(Path(folder) / "params.yaml")
 
 
-def forecast(params: params.Params, tokens: Path, tokenizer: Path) -> Iterator[str]:
+def n_bytes(memory: str) -> int:
+    """A size as people write it, such as 6GB or 5.8 GiB. Raises UserError where it is none."""
+    try:
+        size = TypeAdapter(ByteSize).validate_python(memory)
+    except ValidationError:
+        size = ByteSize(0)
+    if size <= 0:
+        raise UserError(f"--memory {memory}: not a size; write it as 6GB or 5.8GiB")
+    return size
+
+
+def forecast(params: params.Params, tokens: Path, tokenizer: Path, memory: int | None = None) -> Iterator[str]:
     """Lines on parameters, memory on one device, tokens and time; for a GPU that is not here, by its datasheet.
 
-    Without a token set (nothing was tokenized yet) what depends on it is left out and said so. Raises UserError where
-    params and data do not fit.
+    With `memory`, bytes of a device, also what fits into it. Without a token set (nothing was tokenized yet) what
+    depends on it is left out and said so. Raises UserError where params and data do not fit.
     """
     train, model = params.train, params.model
     tokenized = (tokenizer / "tokenizer.json").is_file()
@@ -48,8 +60,12 @@ def forecast(params: params.Params, tokens: Path, tokenizer: Path) -> Iterator[s
     yield f"vocabulary: {vocab_size:,} tokens{'' if tokenized else ' (from the parameters; nothing is tokenized yet)'}"
     yield f"parameters: {count.total:,} in all, {count.active:,} active for each token"
     rows = build.config(model, vocab_size).padded_vocab_size
-    need = plan.memory(build.resolved(model, vocab_size), train, count.total, rows)
+    resolved = build.resolved(model, vocab_size)
+    need = plan.memory(resolved, train, count.total, rows)
     yield f"memory on each device: about {console.size(need.total)} ({need})"
+    if memory is not None:
+        settings = plan.fitting(resolved, train, count.total, rows, memory)
+        yield _within(console.size(memory), need.total <= memory, settings)
     per_token = count.flops_per_token(train.block_size)
     yield f"work: {per_token / 1e6:,.1f} MFLOP per token, forward and backward"
     if tokenized and (tokens / "train" / "index.json").is_file():
@@ -68,6 +84,15 @@ def forecast(params: params.Params, tokens: Path, tokenizer: Path) -> Iterator[s
         slow, fast = (console.duration(total * per_token / (peak * world * share)) for share in _SHARES_OF_PEAK)
         used = f"{_SHARES_OF_PEAK[1]:.0%} to {_SHARES_OF_PEAK[0]:.0%} of {peak / 1e12:,.2f} TFLOP/s, {how}"
         yield f"time: {fast} to {slow} on {world} x {name} ({used})"
+
+
+def _within(memory: str, fits: bool, settings: list[str] | None) -> str:
+    if settings is None:
+        return f"{memory}: will not fit, whatever the settings of train; take a smaller model"
+    largest = " ".join(f"-S {setting}" for setting in settings)
+    if fits:
+        return f"{memory}: fits; the largest micro batch that does: {largest}"
+    return f"{memory}: will not fit; what would: {largest}"
 
 
 def _peaks(train: params.Train) -> Iterator[tuple[str, float, str]]:

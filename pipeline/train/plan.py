@@ -208,25 +208,65 @@ def advice(model: Model, train: Train, n_parameters: int, rows: int, device: tor
     if device.type == "cuda":
         here = f" of {console.size(torch.cuda.get_device_properties(device).total_memory)} on {device}"
     half = max(1, train.micro_batch_size // 2)
-    changes: list[tuple[str, dict[str, Any]]] = [
-        (f"train.micro_batch_size={half}", {"micro_batch_size": half}),
-        ("train.activation_checkpointing=true", {"activation_checkpointing": True}),
-        ("train.loss_chunk=1024", {"loss_chunk": 1024}),
-    ]
-    if device.type == "cuda":
-        changes.append(("train.precision=bf16-true", {"precision": "bf16-true"}))
-    for name, kind in OPTIMIZERS.items():
-        if not kind.refusal(name, device.type, train.strategy):
-            changes.append(
-                (f"train.optimizer.name={name}", {"optimizer": train.optimizer.model_copy(update={"name": name})})
-            )
+    changes = {f"train.micro_batch_size={half}": {"micro_batch_size": half}} | _changes(train, device.type)
     saved = []
-    for words, update in changes:
+    for words, update in changes.items():
         less = now.total - memory(model, train.model_copy(update=update), n_parameters, rows).total
         if less > 0:
             saved.append((less, words))
     lines = [f"  -S {words} saves about {console.size(less)}" for less, words in sorted(saved, reverse=True)]
     return "\n".join([f"out of memory: a step needs about {console.size(now.total)}{here} ({now}).", *lines])
+
+
+def _changes(train: Train, device: str) -> dict[str, dict[str, Any]]:
+    """What lowers memory beside smaller micro batches, as `-S` takes it; first what leaves the numbers as they are."""
+    changes: dict[str, dict[str, Any]] = {
+        "train.loss_chunk=1024": {"loss_chunk": 1024},
+        "train.activation_checkpointing=true": {"activation_checkpointing": True},
+    }
+    for name, kind in OPTIMIZERS.items():
+        if not kind.refusal(name, device, train.strategy):
+            update = {"optimizer": train.optimizer.model_copy(update={"name": name})}
+            changes[f"train.optimizer.name={name}"] = update
+    if device == "cuda":
+        changes["train.precision=bf16-true"] = {"precision": "bf16-true"}
+    return changes
+
+
+def fitting(model: Model, train: Train, n_parameters: int, rows: int, n_bytes: int) -> list[str] | None:
+    """Settings, as `-S` takes them, with which a step needs at most n_bytes; None where nothing would fit.
+
+    The last one is the largest micro batch that fits and divides the global batch. Anything else is changed only where
+    no micro batch fits without it.
+    """
+    settings: dict[str, str] = {}  # a later change of the same parameter replaces the former
+    changes = iter(_changes(train, train.device).items())
+    while True:
+        if size := _largest_micro_batch(model, train, n_parameters, rows, n_bytes):
+            settings["train.micro_batch_size"] = str(size)
+            return [f"{key}={value}" for key, value in settings.items()]
+        for words, update in changes:
+            changed = train.model_copy(update=update)
+            if _single(model, changed, n_parameters, rows) < _single(model, train, n_parameters, rows):
+                key, value = words.split("=")
+                settings[key] = value
+                train = changed
+                break
+        else:
+            return None
+
+
+def _single(model: Model, train: Train, n_parameters: int, rows: int) -> int:
+    """Bytes that a step needs with a micro batch of one sample."""
+    return memory(model, train.model_copy(update={"micro_batch_size": 1}), n_parameters, rows).total
+
+
+def _largest_micro_batch(model: Model, train: Train, n_parameters: int, rows: int, n_bytes: int) -> int | None:
+    share = train.global_batch_size // (train.devices * train.num_nodes)
+    for size in (size for size in range(share, 0, -1) if share % size == 0):
+        if memory(model, train.model_copy(update={"micro_batch_size": size}), n_parameters, rows).total <= n_bytes:
+            return size
+    return None
 
 
 def _is_shortage(error: BaseException) -> bool:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.cli.plan import forecast, wanted
+from pipeline import console
+from pipeline.cli.plan import forecast, n_bytes, wanted
 from pipeline.errors import UserError
 from tests.train.small import ROOT, tiny
 
@@ -34,3 +35,47 @@ def test_an_override_that_cannot_be_is_refused_in_words(monkeypatch: pytest.Monk
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=r"model\.n_expert = 100000: "):
         wanted(Path("params.yaml"), ["model.n_expert=100000"])
+
+
+def _with_memory(folder: Path, overrides: list[str], memory: str) -> str:
+    parameters = wanted(Path("absent.yaml"), ["model=moe_200m", "tokenizer=gpt2", *overrides])
+    name = console.size(n_bytes(memory))
+    (line,) = [line for line in forecast(parameters, folder, folder, n_bytes(memory)) if line.startswith(f"{name}: ")]
+    return line
+
+
+def test_the_largest_micro_batch_that_fits_is_named_and_one_more_would_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    line = _with_memory(tmp_path, ["train=gpu24gb"], "40GB")
+    assert line.startswith("40.0 GB: fits; the largest micro batch that does: -S train.micro_batch_size=")
+    largest = int(line.rpartition("=")[2])
+    needs = []
+    for size in (largest, 2 * largest):
+        lines = forecast(
+            wanted(
+                Path("absent.yaml"),
+                ["model=moe_200m", "tokenizer=gpt2", "train=gpu24gb", f"train.micro_batch_size={size}"],
+            ),
+            tmp_path,
+            tmp_path,
+        )
+        (need,) = [line for line in lines if line.startswith("memory on each device: about ")]
+        needs.append(float(need.split()[5]))
+    assert needs[0] <= 40 < needs[1]
+
+
+def test_what_would_fit_is_said_where_the_parameters_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    line = _with_memory(tmp_path, ["train=gpu24gb"], "6GB")
+    assert line.startswith("6.0 GB: will not fit; what would: -S ")
+    settings = line.partition("what would: ")[2].replace("-S ", "").split()
+    assert "fits" in _with_memory(tmp_path, ["train=gpu24gb", *settings], "6GB")
+    assert "whatever the settings" in _with_memory(tmp_path, ["train=gpu24gb"], "100MB")
+
+
+@pytest.mark.parametrize("memory", ["much", "-6GB", "0", ""])
+def test_what_is_no_size_is_refused_in_words(memory: str) -> None:
+    with pytest.raises(UserError, match="not a size; write it as 6GB"):
+        n_bytes(memory)
