@@ -232,7 +232,13 @@ def plan(
         typer.Option("--set-param", "-S", help="Plan what `dvc exp run -S` would train: GROUP=NAME or KEY=VALUE."),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Of one device, such as 6GB: say whether a step fits, else what would.")
+        str | None,
+        typer.Option(
+            help="Of one device, such as 6GB (CUDA itself takes 0.5GB): does a step fit, and else what would?"
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="The time on a GPU that is elsewhere, such as 'RTX 3060', by its datasheet.")
     ] = None,
 ) -> None:
     """Count before training: parameters, memory of a step, tokens, FLOPs, and the time they take."""
@@ -240,7 +246,7 @@ def plan(
     from pipeline.stage import TOKENIZER, TOKENS
 
     available = None if memory is None else n_bytes(memory)
-    for line in forecast(wanted(params_file, overrides or []), TOKENS, TOKENIZER, available):
+    for line in forecast(wanted(params_file, overrides or []), TOKENS, TOKENIZER, available, device):
         console.say(line)
 
 

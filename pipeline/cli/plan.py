@@ -42,13 +42,17 @@ def n_bytes(memory: str) -> int:
     return size
 
 
-def forecast(params: params.Params, tokens: Path, tokenizer: Path, memory: int | None = None) -> Iterator[str]:
+def forecast(
+    params: params.Params, tokens: Path, tokenizer: Path, memory: int | None = None, card: str | None = None
+) -> Iterator[str]:
     """Lines on parameters, memory on one device, tokens and time; for a GPU that is not here, by its datasheet.
 
-    With `memory`, bytes of a device, also what fits into it. Without a token set (nothing was tokenized yet) what
-    depends on it is left out and said so. Raises UserError where params and data do not fit.
+    With `memory`, bytes of a device, also what fits into it; with `card`, the time on that GPU. Without a token set
+    (nothing was tokenized yet) what depends on it is left out and said so. Raises UserError where params and data do
+    not fit.
     """
     train, model = params.train, params.model
+    cards = _CARDS if card is None else (_known(card),)
     tokenized = (tokenizer / "tokenizer.json").is_file()
     if tokenized and model.vocab_size is not None:  # the tokens here may be of another tokenizer than this model's
         tokenized = vocabulary.vocab_size(tokenizer) <= model.vocab_size
@@ -80,7 +84,7 @@ def forecast(params: params.Params, tokens: Path, tokenizer: Path, memory: int |
         yield "tokens and time: unknown until `dvc repro tokenize` has run"
         return
     world = train.devices * train.num_nodes
-    for name, peak, how in _peaks(train):
+    for name, peak, how in _peaks(train, cards, named=card is not None):
         slow, fast = (console.duration(total * per_token / (peak * world * share)) for share in _SHARES_OF_PEAK)
         used = f"{_SHARES_OF_PEAK[1]:.0%} to {_SHARES_OF_PEAK[0]:.0%} of {peak / 1e12:,.2f} TFLOP/s, {how}"
         yield f"time: {fast} to {slow} on {world} x {name} ({used})"
@@ -95,15 +99,25 @@ def _within(memory: str, fits: bool, settings: list[str] | None) -> str:
     return f"{memory}: will not fit; what would: {largest}"
 
 
-def _peaks(train: params.Train) -> Iterator[tuple[str, float, str]]:
+def _known(card: str) -> str:
+    """The card's name in the table of datasheets. Raises UserError where there is none."""
+    names = {name.lower(): name for name in plan.DATASHEET}
+    if found := names.get(card.lower().removeprefix("nvidia ")):
+        return found
+    raise UserError(f"--device {card}: no datasheet of it here; known are {', '.join(plan.DATASHEET)}")
+
+
+def _peaks(train: params.Train, cards: tuple[str, ...], named: bool) -> Iterator[tuple[str, float, str]]:
     """Devices that could train, their FLOP/s, and how those are known: measured where the device is here."""
-    try:
-        device = torch.device(launch.device_of(train))
-    except UserError as elsewhere:
-        if train.device != "cuda":
-            raise
-        console.warn(f"not for this machine: {elsewhere}")
-        for name in _CARDS:
-            yield name, plan.DATASHEET[name] * 1e12, "its datasheet in 16 bits"
-    else:
-        yield device.type, *plan.peak_flops(device, train.precision)
+    if not named:
+        try:
+            device = torch.device(launch.device_of(train))
+        except UserError as elsewhere:
+            if train.device != "cuda":
+                raise
+            console.warn(f"not for this machine: {elsewhere}")
+        else:
+            yield device.type, *plan.peak_flops(device, train.precision)
+            return
+    for name in cards:
+        yield name, plan.DATASHEET[name] * 1e12, "its datasheet in 16 bits"

@@ -53,17 +53,21 @@ def test_the_largest_micro_batch_that_fits_is_named_and_one_more_would_not_fit(
     largest = int(line.rpartition("=")[2])
     needs = []
     for size in (largest, 2 * largest):
-        lines = forecast(
-            wanted(
-                Path("absent.yaml"),
-                ["model=moe_200m", "tokenizer=gpt2", "train=gpu24gb", f"train.micro_batch_size={size}"],
-            ),
-            tmp_path,
-            tmp_path,
-        )
+        settings = ["model=moe_200m", "tokenizer=gpt2", "train=gpu24gb", f"train.micro_batch_size={size}"]
+        lines = forecast(wanted(Path("absent.yaml"), settings), tmp_path, tmp_path)
         (need,) = [line for line in lines if line.startswith("memory on each device: about ")]
         needs.append(float(need.split()[5]))
     assert needs[0] <= 40 < needs[1]
+
+
+def test_the_time_on_a_named_card_is_told_and_an_unknown_card_is_refused(tmp_path: Path) -> None:
+    parameters = tiny(model={"vocab_size": 300}, max_tokens=10**6)
+    times = [
+        line for line in forecast(parameters, tmp_path, tmp_path, card="nvidia rtx 3060") if line.startswith("time: ")
+    ]
+    assert len(times) == 1 and "on 1 x RTX 3060 (50% to 20% of 25.60 TFLOP/s" in times[0]
+    with pytest.raises(UserError, match=r"no datasheet of it here; known are .*RTX 3060"):
+        list(forecast(parameters, tmp_path, tmp_path, card="RTX 3060 Ti"))
 
 
 def test_what_would_fit_is_said_where_the_parameters_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
