@@ -233,9 +233,7 @@ def plan(
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option(
-            help="Of one device, such as 6GB (CUDA itself takes 0.5GB): does a step fit, and else what would?"
-        ),
+        typer.Option(help="Of one device, such as 6GB, less 0.5GB for CUDA: does a step fit, what would?"),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="The time on a GPU that is elsewhere, such as 'RTX 3060', by its datasheet.")
