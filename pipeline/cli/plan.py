@@ -52,7 +52,6 @@ def forecast(
     not fit.
     """
     train, model = params.train, params.model
-    cards = _CARDS if card is None else (_known(card),)
     tokenized = (tokenizer / "tokenizer.json").is_file()
     if tokenized and model.vocab_size is not None:  # the tokens here may be of another tokenizer than this model's
         tokenized = vocabulary.vocab_size(tokenizer) <= model.vocab_size
@@ -68,7 +67,8 @@ def forecast(
     need = plan.memory(resolved, train, count.total, rows)
     yield f"memory on each device: about {console.size(need.total)} ({need})"
     if memory is not None:
-        settings = plan.fitting(resolved, train, count.total, rows, memory)
+        device = "cuda" if card or train.device == "cuda" else launch.device_of(train)
+        settings = plan.fitting(resolved, train, count.total, rows, torch.device(device).type, memory)
         yield _within(console.size(memory), need.total <= memory, settings)
     per_token = count.flops_per_token(train.block_size)
     yield f"work: {per_token / 1e6:,.1f} MFLOP per token, forward and backward"
@@ -84,7 +84,7 @@ def forecast(
         yield "tokens and time: unknown until `dvc repro tokenize` has run"
         return
     world = train.devices * train.num_nodes
-    for name, peak, how in _peaks(train, cards, named=card is not None):
+    for name, peak, how in _peaks(train, card):
         slow, fast = (console.duration(total * per_token / (peak * world * share)) for share in _SHARES_OF_PEAK)
         used = f"{_SHARES_OF_PEAK[1]:.0%} to {_SHARES_OF_PEAK[0]:.0%} of {peak / 1e12:,.2f} TFLOP/s, {how}"
         yield f"time: {fast} to {slow} on {world} x {name} ({used})"
@@ -99,25 +99,20 @@ def _within(memory: str, fits: bool, settings: list[str] | None) -> str:
     return f"{memory}: will not fit; what would: {largest}"
 
 
-def _known(card: str) -> str:
-    """The card's name in the table of datasheets. Raises UserError where there is none."""
-    names = {name.lower(): name for name in plan.DATASHEET}
-    if found := names.get(card.lower().removeprefix("nvidia ")):
-        return found
-    raise UserError(f"--device {card}: no datasheet of it here; known are {', '.join(plan.DATASHEET)}")
-
-
-def _peaks(train: params.Train, cards: tuple[str, ...], named: bool) -> Iterator[tuple[str, float, str]]:
+def _peaks(train: params.Train, card: str | None) -> Iterator[tuple[str, float, str]]:
     """Devices that could train, their FLOP/s, and how those are known: measured where the device is here."""
-    if not named:
-        try:
-            device = torch.device(launch.device_of(train))
-        except UserError as elsewhere:
-            if train.device != "cuda":
-                raise
-            console.warn(f"not for this machine: {elsewhere}")
-        else:
-            yield device.type, *plan.peak_flops(device, train.precision)
-            return
-    for name in cards:
-        yield name, plan.DATASHEET[name] * 1e12, "its datasheet in 16 bits"
+    if card is not None:
+        if (known := plan.known_card(card)) is None:
+            raise UserError(f"--device {card}: no datasheet of it here; known are {', '.join(plan.DATASHEET)}")
+        yield known, plan.DATASHEET[known] * 1e12, "its datasheet in 16 bits"
+        return
+    try:
+        device = torch.device(launch.device_of(train))
+    except UserError as elsewhere:
+        if train.device != "cuda":
+            raise
+        console.warn(f"not for this machine: {elsewhere}")
+        for name in _CARDS:
+            yield name, plan.DATASHEET[name] * 1e12, "its datasheet in 16 bits"
+    else:
+        yield device.type, *plan.peak_flops(device, train.precision)

@@ -228,19 +228,19 @@ def _changes(train: Train, device: str) -> dict[str, dict[str, Any]]:
         if not kind.refusal(name, device, train.strategy):
             update = {"optimizer": train.optimizer.model_copy(update={"name": name})}
             changes[f"train.optimizer.name={name}"] = update
-    if device == "cuda":
+    if device == "cuda" and train.precision != "16-mixed":  # which is chosen where there is no bfloat16
         changes["train.precision=bf16-true"] = {"precision": "bf16-true"}
     return changes
 
 
-def fitting(model: Model, train: Train, n_parameters: int, rows: int, n_bytes: int) -> list[str] | None:
-    """Settings, as `-S` takes them, with which a step needs at most n_bytes; None where nothing would fit.
+def fitting(model: Model, train: Train, n_parameters: int, rows: int, device: str, n_bytes: int) -> list[str] | None:
+    """Settings, as `-S` takes them, with which a step needs at most n_bytes of a cpu or cuda; None if none would.
 
     The last one is the largest micro batch that fits and divides the global batch. Anything else is changed only where
     no micro batch fits without it.
     """
     settings: dict[str, str] = {}  # a later change of the same parameter replaces the former
-    changes = iter(_changes(train, train.device).items())
+    changes = iter(_changes(train, device).items())
     while True:
         if size := _largest_micro_batch(model, train, n_parameters, rows, n_bytes):
             settings["train.micro_batch_size"] = str(size)
@@ -289,20 +289,20 @@ DATASHEET: dict[str, float] = {
 def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
     """FLOP/s that one device can reach in this precision, and how that is known: datasheet or a measured matmul."""
     if device.type == "cuda" and precision != "32-true":
-        known = _known(torch.cuda.get_device_name(device))
+        known = known_card(torch.cuda.get_device_name(device))
         if known:
             return DATASHEET[known] * 1e12, f"datasheet of {known}"
     dtype = {"32-true": torch.float32, "16-mixed": torch.float16}.get(precision, torch.bfloat16)
     return gemm_flops(device, dtype), f"measured matmul in {str(dtype).removeprefix('torch.')}"
 
 
-def _known(name: str) -> str | None:
+def known_card(name: str) -> str | None:
     """The entry of the table for a card's name, by whole words: an L40 is no L4, a T400 no T4, a 3080 Ti no 3080."""
-    words = name.replace("-", " ").split()
+    words = name.lower().replace("-", " ").split()
     for known in DATASHEET:
-        wanted = known.split()
+        wanted = known.lower().split()
         at = [i for i in range(len(words)) if words[i : i + len(wanted)] == wanted]
-        if at and words[at[0] + len(wanted) : at[0] + len(wanted) + 1] not in (["Ti"], ["SUPER"], ["D"], ["Laptop"]):
+        if at and words[at[0] + len(wanted) : at[0] + len(wanted) + 1] not in (["ti"], ["super"], ["d"], ["laptop"]):
             return known
     return None
 

@@ -79,6 +79,14 @@ def test_what_would_fit_is_said_where_the_parameters_do_not(tmp_path: Path, monk
     assert "whatever the settings" in _with_memory(tmp_path, ["train=gpu24gb"], "100MB")
 
 
+def test_a_cpu_is_offered_nothing_that_only_a_gpu_runs(tmp_path: Path) -> None:
+    parameters = tiny(model={"vocab_size": 300}, max_tokens=10**6, device="cpu")
+    wants = {None: "will not fit, whatever the settings", "T4": "-S train.optimizer.name=adamw8bit"}
+    for card, words in wants.items():
+        (line,) = [line for line in forecast(parameters, tmp_path, tmp_path, 600_000, card) if "600.0 kB: " in line]
+        assert words in line
+
+
 @pytest.mark.parametrize("memory", ["much", "-6GB", "0", ""])
 def test_what_is_no_size_is_refused_in_words(memory: str) -> None:
     with pytest.raises(UserError, match="not a size; write it as 6GB"):

@@ -29,4 +29,4 @@ from pipeline.train import plan
     ],
 )
 def test_a_name_is_known_by_whole_words(name: str, known: str | None) -> None:
-    assert plan._known(name) == known
+    assert plan.known_card(name) == known
