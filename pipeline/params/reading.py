@@ -68,9 +68,8 @@ def leaves(params: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _explain(problem: dict[str, Any], raw: dict[str, Any]) -> str:
     section = raw.get(str(problem["loc"][0])) if problem["loc"] else None
-    source = (
-        section.get("source") if isinstance(section, dict) else None
-    )  # of download and instruct: the kind of section
+    # Of download and instruct: the kind of section.
+    source = section.get("source") if isinstance(section, dict) else None
     location = [part for i, part in enumerate(problem["loc"]) if not (i == 1 and part == source)]
     path = ".".join(str(part) for part in location)
     kind, value, context = problem["type"], problem.get("input"), problem.get("ctx", {})
