@@ -1,6 +1,6 @@
-"""A model run with a key/value cache: the prompts of a batch at once, then a token of each row at a time.
+"""A model run with a key/value cache: prompts at once, then a token of each row at a time; rows may join and leave.
 
-    decoder = Decoder(model); logits_BV = decoder.begin([[5, 3], [7]], room=100); logits_BV = decoder.step(token_B)
+    decoder = Decoder(model); logits_BV = decoder.add([[5, 3], [7]], room=100); logits_BV = decoder.step(token_B)
 
 Rows of different lengths end in the same slot of the cache: shorter ones begin later, their positions count from
 their own beginning, and no token sees the empty slots before it.
@@ -8,6 +8,8 @@ their own beginning, and no token sees the empty slots before it.
 Legend: B rows, T tokens, C embedding, V padded vocabulary, H heads, G key/value heads, R = H/G, D head size,
 S slots of the cache, L layers.
 """
+
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,43 @@ from pipeline.model.build import MoEGPT
 from pipeline.model.moe import MoE
 
 
+@dataclass
+class _Cache:
+    """Keys and values of some rows; the slots from `end` on are still to be filled."""
+
+    key_LBGSD: Tensor
+    value_LBGSD: Tensor
+    end: int
+    empty: list[int]  # slots before each row's first token
+    empty_B: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.empty_B = torch.tensor(self.empty, device=self.key_LBGSD.device)
+
+    def kept(self, rows: list[int]) -> "_Cache":
+        """These rows alone, without the slots that are empty in all of them."""
+        empty = [self.empty[row] for row in rows]
+        spare = min(empty)
+        index_B = torch.tensor(rows, device=self.empty_B.device)
+        key_LBGSD, value_LBGSD = (x[:, index_B, :, spare:] for x in (self.key_LBGSD, self.value_LBGSD))
+        return _Cache(key_LBGSD, value_LBGSD, self.end - spare, [slots - spare for slots in empty])
+
+    def joined(self, other: "_Cache") -> "_Cache":
+        """The rows of both, moved so that they end in the same slot, with the larger room of the two."""
+        end = max(self.end, other.end)
+        room = max(cache.key_LBGSD.size(3) - cache.end for cache in (self, other))
+
+        def placed(x_LBGSD: Tensor, cache: _Cache) -> Tensor:
+            return F.pad(x_LBGSD[:, :, :, : cache.end], (0, 0, end - cache.end, room))
+
+        return _Cache(
+            torch.cat([placed(cache.key_LBGSD, cache) for cache in (self, other)], 1),
+            torch.cat([placed(cache.value_LBGSD, cache) for cache in (self, other)], 1),
+            end,
+            [end - cache.end + slots for cache in (self, other) for slots in cache.empty],
+        )
+
+
 class Decoder:
     """One batch of sequences; the model itself keeps no state of it."""
 
@@ -26,60 +65,60 @@ class Decoder:
         self._attention = [block.attn for block in model.transformer.h]
         left, right = model.sin.chunk(2, -1)
         self._sin = torch.cat((-left, right), -1)  # of each half for the other, see `_rotate`
+        self._cache: _Cache | None = None
 
     @torch.inference_mode()
-    def begin(self, ids: list[list[int]], room: int) -> Tensor:
-        """Read the prompts (none empty); return the logits after each [B, V]. At most `room` steps may follow."""
+    def add(self, ids: list[list[int]], room: int) -> Tensor:
+        """Read prompts (none empty), which become the last rows; return the logits after each [B, V].
+
+        At most `room` steps may follow, or as many as rows that were there before may still take.
+        """
         config, weight = self._model.config, self._model.lm_head.weight
         longest = max(map(len, ids))
         shape = (config.n_layer, len(ids), config.n_query_groups, longest + room, config.head_size)
-        self._key_LBGSD = weight.new_zeros(shape)
-        self._value_LBGSD = weight.new_zeros(shape)
-        self._slot = 0
+        added = _Cache(weight.new_zeros(shape), weight.new_zeros(shape), 0, [longest - len(row) for row in ids])
         idx_BT = torch.tensor([[0] * (longest - len(row)) + row for row in ids], device=weight.device)
-        self._empty_B = torch.tensor([longest - len(row) for row in ids], device=weight.device)
-        self._ragged = any(len(row) < longest for row in ids)
-        return self._forward(idx_BT)
+        logits_BV = self._forward(idx_BT, added)
+        self._cache = added if self._cache is None else self._cache.joined(added)
+        return logits_BV
 
     @torch.inference_mode()
     def step(self, token_B: Tensor) -> Tensor:
         """Append a token to each row; return the logits after it [B, V]."""
-        return self._forward(token_B[:, None])
+        assert self._cache is not None
+        return self._forward(token_B[:, None], self._cache)
 
     @torch.inference_mode()
     def keep(self, rows: list[int]) -> None:
-        """Go on with these rows alone."""
-        index = torch.tensor(rows, device=self._empty_B.device)
-        self._key_LBGSD, self._value_LBGSD = self._key_LBGSD[:, index], self._value_LBGSD[:, index]
-        self._empty_B = self._empty_B[index]
+        """Go on with these rows alone; with none, as new."""
+        assert self._cache is not None
+        self._cache = self._cache.kept(rows) if rows else None
 
-    def _forward(self, idx_BT: Tensor) -> Tensor:
+    def _forward(self, idx_BT: Tensor, cache: _Cache) -> Tensor:
         model = self._model
-        begin, self._slot = self._slot, self._slot + idx_BT.size(1)
-        slot_T = torch.arange(begin, self._slot, device=idx_BT.device)
-        if self._ragged:
-            position_BT = (slot_T - self._empty_B[:, None]).clamp(min=0)
+        begin, cache.end = cache.end, cache.end + idx_BT.size(1)
+        slot_T = torch.arange(begin, cache.end, device=idx_BT.device)
+        if any(cache.empty):
+            position_BT = (slot_T - cache.empty_B[:, None]).clamp(min=0)
             cos_BT1D, sin_BT1D = model.cos[position_BT][:, :, None], self._sin[position_BT][:, :, None]
         else:
-            cos_BT1D, sin_BT1D = (table[None, begin : self._slot, None] for table in (model.cos, self._sin))
-        mask = self._mask(slot_T)
+            cos_BT1D, sin_BT1D = (table[None, begin : cache.end, None] for table in (model.cos, self._sin))
+        mask = _mask(slot_T, cache)
         x_BTC = model.transformer.wte(idx_BT)
         for layer, block in enumerate(model.transformer.h):
-            x_BTC = x_BTC + self._attend(layer, _norm(block.norm_1, x_BTC), cos_BT1D, sin_BT1D, begin, mask)
+            x_BTC = x_BTC + self._attend(layer, _norm(block.norm_1, x_BTC), cos_BT1D, sin_BT1D, begin, mask, cache)
             x_BTC = x_BTC + _feed_forward(block.mlp, _norm(block.norm_2, x_BTC))
         return model.lm_head(_norm(model.transformer.ln_f, x_BTC[:, -1]))
 
-    def _mask(self, slot_T: Tensor) -> Tensor | None:
-        """[B, 1, T, S'] or None: True where a token may look. An empty slot may look at itself, so that none is NaN."""
-        if not self._ragged:
-            return None
-        key_S = torch.arange(self._slot, device=slot_T.device)
-        filled_B1S = (key_S >= self._empty_B[:, None])[:, None]
-        causal_TS = key_S <= slot_T[:, None]
-        return ((filled_B1S & causal_TS) | (key_S == slot_T[:, None]))[:, None]
-
     def _attend(
-        self, layer: int, x_BTC: Tensor, cos_BT1D: Tensor, sin_BT1D: Tensor, begin: int, mask: Tensor | None
+        self,
+        layer: int,
+        x_BTC: Tensor,
+        cos_BT1D: Tensor,
+        sin_BT1D: Tensor,
+        begin: int,
+        mask: Tensor | None,
+        cache: _Cache,
     ) -> Tensor:
         attention, config = self._attention[layer], self._model.config
         n_batch, n_new, _ = x_BTC.shape
@@ -90,8 +129,7 @@ class Decoder:
             q_BTHD, k_BTGD = qk_BTXD.split((n_head, n_group), 2)
             qk_BTXD = torch.cat((_norm(attention.norm_q, q_BTHD), _norm(attention.norm_k, k_BTGD)), 2)
         q_BTHD, k_BTGD = _rotate(qk_BTXD, cos_BT1D, sin_BT1D).split((n_head, n_group), 2)
-        end = begin + n_new
-        k_BGSD, v_BGSD = self._key_LBGSD[layer, :, :, :end], self._value_LBGSD[layer, :, :, :end]
+        k_BGSD, v_BGSD = cache.key_LBGSD[layer, :, :, : cache.end], cache.value_LBGSD[layer, :, :, : cache.end]
         k_BGSD[:, :, begin:] = k_BTGD.transpose(1, 2)
         v_BGSD[:, :, begin:] = v_BTGD.transpose(1, 2)
         if n_new == 1:  # the heads that share keys stand where a sequence's queries would, so no key is copied
@@ -103,6 +141,16 @@ class Decoder:
             )
             y_BTC = y_BHTD.transpose(1, 2).reshape(n_batch, n_new, -1)
         return attention.proj(y_BTC)
+
+
+def _mask(slot_T: Tensor, cache: _Cache) -> Tensor | None:
+    """[B, 1, T, S] or None: True where a token may look. An empty slot may look at itself, so that none is NaN."""
+    if not any(cache.empty):
+        return None
+    key_S = torch.arange(cache.end, device=slot_T.device)
+    filled_B1S = (key_S >= cache.empty_B[:, None])[:, None]
+    causal_TS = key_S <= slot_T[:, None]
+    return ((filled_B1S & causal_TS) | (key_S == slot_T[:, None]))[:, None]
 
 
 def _norm(norm: RMSNorm, x: Tensor) -> Tensor:

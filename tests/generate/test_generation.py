@@ -31,51 +31,27 @@ from pipeline.generate import generation
 from pipeline.generate.decoding import Decoder
 from pipeline.generate.generation import Generator
 from pipeline.generate.sampling import Sampling
+from pipeline.generate.spelling import Spelling
 from pipeline.huggingface.folder import to_huggingface
 from pipeline.huggingface.verify import rounded
 from pipeline.model import build, checkpoint_folder
 from pipeline.tokenize import tokenizer
 from pipeline.tokens import tokenizer as vocabulary
+from tests.generate.making import KINDS, PROMPTS, made
 
 GREEDY = Sampling(temperature=0, max_new_tokens=30)
-PROMPTS = ["Once upon a time", "The", "One day, a little girl named Lily went to the park with her dog and", "A cat"]
-KINDS = {
-    "softmax": {},
-    "dense": {"n_expert": 0, "n_expert_per_token": 0},
-    "qk-norm": {"norm_qk": True, "n_query_groups": 4, "moe_every": 2},
-    "sigmoid": {"router": "sigmoid", "n_shared_expert": 1, "routed_scaling_factor": 1.5, "norm_qk": True},
-}
-
-
-def _lively(model: build.MoEGPT) -> build.MoEGPT:
-    """Weights so large that contexts matter and the likeliest token is clearly so."""
-    draws = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                weight.copy_(torch.randn(weight.shape, generator=draws) / weight.size(-1) ** 0.5)
-    return model
-
-
-def _made(parameters: params.Params, folder: Path, vocabulary_folder: Path, **changes: object) -> Generator:
-    described = parameters.model.model_copy(update=changes)
-    model = _lively(build.build(described, vocabulary.vocab_size(vocabulary_folder)))
-    checkpoint_folder.save(model, folder, vocabulary_folder)
-    return Generator.open(folder)
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def any_kind(
     request: pytest.FixtureRequest, work: Path, parameters: params.Params, tmp_path_factory: pytest.TempPathFactory
 ) -> Generator:
-    return _made(
-        parameters, tmp_path_factory.mktemp("kind") / "litgpt", work / "data/tokenizer", **KINDS[request.param]
-    )
+    return made(parameters, tmp_path_factory.mktemp("kind") / "litgpt", work / "data/tokenizer", request.param)
 
 
 @pytest.fixture(scope="module")
 def generator(work: Path, parameters: params.Params, tmp_path_factory: pytest.TempPathFactory) -> Generator:
-    return _made(parameters, tmp_path_factory.mktemp("made") / "litgpt", work / "data/tokenizer")
+    return made(parameters, tmp_path_factory.mktemp("made") / "litgpt", work / "data/tokenizer")
 
 
 # --- the same tokens as others ----------------------------------------------------------------------------------------
@@ -108,7 +84,7 @@ def test_a_hugging_face_folder_and_its_litgpt_folder_give_the_same_text(generato
 def test_litgpt_generate_runs_on_the_folder_and_says_the_same(
     work: Path, parameters: params.Params, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    plain = _made(parameters, tmp_path / "litgpt", work / "data/tokenizer", **KINDS[kind])
+    plain = made(parameters, tmp_path / "litgpt", work / "data/tokenizer", kind)
     ours = plain.generate(["Once upon a time"], Sampling(temperature=0, max_new_tokens=12))[0].text
     capsys.readouterr()
     litgpt.generate.base.main(
@@ -131,7 +107,7 @@ def test_litgpt_chat_reads_a_pipe_and_answers_the_same(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
-    plain = _made(parameters, tmp_path / "litgpt", work / "data/tokenizer", **KINDS[kind])
+    plain = made(parameters, tmp_path / "litgpt", work / "data/tokenizer", kind)
     prompts = ["Once upon a time", "The dog"]
     expected = [c.text for c in plain.generate(prompts, Sampling(temperature=0, max_new_tokens=12))]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*prompts, "", ""])))
@@ -146,7 +122,7 @@ def test_litgpt_chat_reads_a_pipe_and_answers_the_same(
 def test_the_api_that_litgpt_serve_answers_with_says_the_same(
     work: Path, parameters: params.Params, tmp_path: Path
 ) -> None:
-    plain = _made(parameters, tmp_path / "litgpt", work / "data/tokenizer")
+    plain = made(parameters, tmp_path / "litgpt", work / "data/tokenizer")
     served = litgpt.LLM.load(str(tmp_path / "litgpt"), distribute=None)
     served.distribute(devices=1, accelerator="cpu", precision="32-true")
     said = served.generate("Once upon a time", temperature=0.0, top_k=None, top_p=0.0, max_new_tokens=12)
@@ -156,7 +132,7 @@ def test_the_api_that_litgpt_serve_answers_with_says_the_same(
 
 def test_litgpt_serve_answers_over_http(work: Path, parameters: params.Params, tmp_path: Path) -> None:
     pytest.importorskip("litserve", reason="litserve is not installed (uv run --with litserve)")
-    plain = _made(parameters, tmp_path / "litgpt", work / "data/tokenizer")
+    plain = made(parameters, tmp_path / "litgpt", work / "data/tokenizer")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -195,7 +171,7 @@ def test_cached_logits_equal_those_of_the_whole_text(any_kind: Generator) -> Non
         any_kind.model.config.vocab_size, (len(ids), 12), generator=torch.Generator().manual_seed(1)
     )
     decoder = Decoder(any_kind.model)
-    logits = [decoder.begin(ids, 12), *(decoder.step(token_B) for token_B in more_BN.T)]
+    logits = [decoder.add(ids, 12), *(decoder.step(token_B) for token_B in more_BN.T)]
     for b, row in enumerate(ids):
         whole_TV = any_kind.model(torch.tensor([row + more_BN[b].tolist()]))[0]
         torch.testing.assert_close(
@@ -211,7 +187,7 @@ def test_in_bfloat16_it_says_what_the_rounded_weights_say_up_to_rounding(any_kin
     off = []
     for prompt in PROMPTS:
         ids, decoder = half.encode(prompt), Decoder(half.model)
-        logits_1V = decoder.begin([ids], 12)
+        logits_1V = decoder.add([ids], 12)
         for _ in range(12):
             expected_V = exactly(torch.tensor([ids]))[0, -1]
             off.append(float((logits_1V[0].float() - expected_V).abs().max() / expected_V.abs().max()))
@@ -305,12 +281,19 @@ def test_rows_of_the_embedding_without_a_token_are_never_chosen(
     parameters: params.Params, work: Path, tmp_path: Path
 ) -> None:
     size = vocabulary.vocab_size(work / "data/tokenizer")
-    padded = _made(parameters, tmp_path / "litgpt", work / "data/tokenizer", vocab_size=size + 50)
-    logits_BV = torch.zeros(400, padded.model.config.padded_vocab_size)
-    logits_BV[:, size:] = 50.0
-    uniform_B = torch.linspace(1e-9, 1, 400, dtype=torch.float64)
+    padded = made(parameters, tmp_path / "litgpt", work / "data/tokenizer", vocab_size=size + 50)
+    with torch.no_grad():
+        padded.model.lm_head.weight[size:] *= 50  # each is the likeliest by far wherever its logit is positive
     for sampling in (GREEDY, Sampling(temperature=1.0), Sampling(top_k=5)):
-        assert (padded._choose(logits_BV, None, uniform_B, sampling) < size).all()
+        rows = [padded.row(padded.encode(prompt), sampling, prompt, n_logprobs=5) for prompt in PROMPTS]
+        batch = padded.batch()
+        batch.add(rows)
+        while batch.rows:
+            batch.step()
+        chosen = [
+            token for row in rows for choice in row.choices for token in (choice.token, choice.alternatives[0][0])
+        ]
+        assert len(chosen) > 50 and max(chosen) < size
 
 
 # --- text as it comes -------------------------------------------------------------------------------------------------
@@ -327,14 +310,14 @@ def byte_words(tmp_path_factory: pytest.TempPathFactory, parameters: params.Para
 @settings(max_examples=50, deadline=None)
 @given(text=st.text("aé你🙂 \n\N{ZERO WIDTH JOINER}👨‍👩‍👧", max_size=30))
 def test_pieces_are_whole_characters_and_make_up_the_text(byte_words: Tokenizer, text: str) -> None:
-    spelling = generation._Spelling(byte_words, byte_words.encode("Once").ids, ())
+    spelling = Spelling(byte_words, byte_words.encode("Once").ids, ())
     pieces = [spelling.add(token) for token in byte_words.encode(text).ids]
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
     assert "".join(pieces) + spelling.rest() == text
 
 
 def test_bytes_that_are_no_text_are_shown_as_such_and_do_not_hold_up_the_rest(byte_words: Tokenizer) -> None:
-    spelling = generation._Spelling(byte_words, byte_words.encode("x").ids, ())
+    spelling = Spelling(byte_words, byte_words.encode("x").ids, ())
     pieces = [spelling.add(token) for token in (0xE4, 0xBD, ord("a"), ord("b"), 0xF0)]
     assert pieces[:4] == ["", "", "\N{REPLACEMENT CHARACTER}a", "b"]
     assert spelling.rest() == "\N{REPLACEMENT CHARACTER}"
@@ -343,7 +326,7 @@ def test_bytes_that_are_no_text_are_shown_as_such_and_do_not_hold_up_the_rest(by
 @settings(max_examples=50, deadline=None)
 @given(text=st.text("ab.\n", max_size=25), stop=st.text("ab.\n", min_size=1, max_size=4))
 def test_text_ends_before_a_stop_string_and_none_of_it_is_shown(byte_words: Tokenizer, text: str, stop: str) -> None:
-    spelling = generation._Spelling(byte_words, byte_words.encode(stop[:1]).ids, (stop,))
+    spelling = Spelling(byte_words, byte_words.encode(stop[:1]).ids, (stop,))
     shown = ""
     for token in byte_words.encode(text).ids:
         shown += spelling.add(token)
