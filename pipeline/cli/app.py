@@ -4,6 +4,7 @@ Commands import what they need when they run, so that `--help` answers at once.
 """
 
 import inspect
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from pipeline.generate.sampling import Sampling
 
 PARAMS = typer.Option("--params", help="Parameters to read.")
+CHECKPOINT = typer.Option(
+    help="litgpt checkpoint folder, Hugging Face folder, or W&B artifact entity/project/name:alias."
+)
+DEVICE = typer.Option(help="auto, cpu, cuda or mps.")
 _GENTLER = 10  # times that learning rates are divided by to go on from a trained model
 
 
@@ -68,11 +73,8 @@ def _in_project(*names: str) -> None:
 
 @contextmanager
 def _model(
-    checkpoint: Annotated[
-        str,
-        typer.Option(help="litgpt checkpoint folder, Hugging Face folder, or W&B artifact entity/project/name:alias."),
-    ] = "models/litgpt",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    checkpoint: Annotated[str, CHECKPOINT] = "models/litgpt",
+    device: Annotated[str, DEVICE] = "auto",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 256,
     temperature: Annotated[
         float, typer.Option(help="0: the likeliest token each time; higher: more surprising.")
@@ -143,6 +145,29 @@ def chat(model: Model) -> None:
 
     with model() as (generator, sampling):
         terminal.chat(generator, sampling)
+
+
+@app.command()
+def serve(
+    checkpoint: Annotated[str, CHECKPOINT] = "models/litgpt",
+    device: Annotated[str, DEVICE] = "auto",
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; one that others can reach needs MOE_SERVE_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0: any that is free.")] = 8000,
+    batch: Annotated[int, typer.Option(help="Texts that the model writes at once.")] = 16,
+    queue: Annotated[int, typer.Option(help="Further texts that may wait; more are refused with 429.")] = 64,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in your browser.")] = False,
+) -> None:
+    """Open a page to write with a trained model and see its experts, and an API for OpenAI's clients."""
+    from pipeline.serve.listen import Listen
+
+    listen = Listen(host, port, os.environ.get("MOE_SERVE_TOKEN"), batch, queue, open_page)
+    from pipeline.cli import terminal
+    from pipeline.serve import server
+
+    with terminal.opened(checkpoint, device) as generator:
+        server.serve(generator, checkpoint, listen)
 
 
 @app.command()

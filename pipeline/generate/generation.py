@@ -43,6 +43,7 @@ class Generator:
             )
         self.n_vocab = ids[-1] + 1  # rows after it are padding
         holes = sorted(set(range(self.n_vocab)) - set(ids))  # a pretrained vocabulary may have some
+        self._before = self.tokenizer.encode("a", add_special_tokens=False).ids[-1:]
         self._holes_V = torch.tensor(holes, device=model.lm_head.weight.device) if holes else None
 
     @classmethod
@@ -120,8 +121,9 @@ class Generator:
         return encoding.ids
 
     def name(self, token: int) -> str:
-        """A token's text by itself, a special token's name; of a part of a character a replacement sign."""
-        return self.tokenizer.decode([token], skip_special_tokens=False)
+        """A token's text after another one, a special token's name; of a part of a character a replacement sign."""
+        before = self.tokenizer.decode(self._before)  # some tokenizers write no space at the beginning of a text
+        return self.tokenizer.decode([*self._before, token], skip_special_tokens=False)[len(before) :]
 
     def _room(self, prompt: str, ids: list[int]) -> int:
         """Tokens that the context has left, at least one."""

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from pipeline.evaluate import evaluate, plots, previous, report, reports, sections
 from pipeline.evaluate.report import Evaluation
 from pipeline.params import Params
-from tests.evaluate import browser
+from tests import browser
 
 CURVE = {
     "train": [(4096.0 * i, 7 / i) for i in range(1, 20)],
@@ -61,7 +61,7 @@ def page(details: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
 def test_in_a_browser_it_is_whole_fits_and_asks_for_nothing(page: Path, tmp_path: Path) -> None:
     with browser.Browser() as chromium:
         for width, height, dark in ((320, 640, False), (390, 844, True), (768, 1024, False), (1280, 900, True)):
-            seen = chromium.open(page, width, height, dark)
+            seen = chromium.open(page.resolve().as_uri(), width, height, dark)
             assert seen.errors == []
             assert seen.requests == []
             assert seen.evaluate("document.documentElement.scrollWidth") == width, "the page overflows to the side"

@@ -1,8 +1,9 @@
 """A headless Chromium, spoken to through two pipes in its DevTools protocol; nothing listens on a port.
 
 with Browser() as browser:
-    page = browser.open(path, width=390, height=844, dark=False)
+    page = browser.open(path.as_uri(), width=390, height=844, dark=False)
     page.evaluate("document.title"); page.errors; page.requests; page.screenshot(Path("page.png"))
+    page.click("button"); page.type("Once"); page.press("Enter"); page.wait_for("document.title === 'done'")
 """
 
 import base64
@@ -42,6 +43,34 @@ class Page:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
+    def click(self, selector: str) -> None:
+        """Press the mouse in the middle of the first such element, where it stands."""
+        place = self.evaluate(
+            f"(e => (e.scrollIntoView({{block: 'nearest'}}), e.getClientRects()[0].toJSON()))"
+            f"(document.querySelector({json.dumps(selector)}))"
+        )
+        at = {"x": place["x"] + place["width"] / 2, "y": place["y"] + place["height"] / 2}
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
+
+    def type(self, text: str) -> None:
+        """Into what has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def press(self, key: str) -> None:
+        """A key by its name: Enter, Tab, Escape, ArrowRight, …"""
+        text = {"text": "\r"} if key == "Enter" else {}
+        code = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39}[key]
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
+
+    def wait_for(self, expression: str) -> None:
+        """Until a JavaScript expression is true."""
+        begun = time.monotonic()
+        while not self.evaluate(f"Boolean({expression})"):
+            assert time.monotonic() - begun < _PATIENCE, expression
+            time.sleep(0.02)
+
     def screenshot(self, into: Path) -> None:
         """The whole page, as PNG."""
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
@@ -74,7 +103,7 @@ class Browser:
         arguments = [
             *("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
             *("--no-first-run", "--disable-extensions", "--disable-background-networking", "--hide-scrollbars"),
-            *("--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={self._home.name}"),
+            *("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={self._home.name}"),
         ]
         executable = find()
         assert executable is not None
@@ -100,8 +129,8 @@ class Browser:
         os.close(self._in)
         shutil.rmtree(self._home.name, ignore_errors=True)  # late helpers of Chromium may still write there
 
-    def open(self, path: Path, width: int, height: int, dark: bool = False) -> Page:
-        """Load a file in a window of this size (CSS pixels) and wait until it and its pictures are there."""
+    def open(self, url: str, width: int, height: int, dark: bool = False) -> Page:
+        """Load an address in a window of this size (CSS pixels) and wait until it and its pictures are there."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = self._pages[session] = Page(self, session)
@@ -111,7 +140,7 @@ class Browser:
         page.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         page.call("Emulation.setEmulatedMedia", features=[scheme])
-        page.call("Page.navigate", url=path.resolve().as_uri())
+        page.call("Page.navigate", url=url)
         while not page.loaded:
             self._receive()
         page.evaluate("Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => 0)")
