@@ -124,6 +124,7 @@ def _samples(
     with console.progress("sampling", total, "stories") as advance:
         drawn = samples.generate(generator, config, prompts, advance)
     described = samples.describe(drawn, generator.tokenizer, index)
+    described["inspected"] = samples.inspected(drawn, generator)
     if index is not None:
         every = max(1, len(val.texts) // _HELD_OUT)
         lengths = [story["length"] for story in described["stories"]]

@@ -18,11 +18,13 @@ from tokenizers import Tokenizer
 from pipeline.errors import UserError
 from pipeline.evaluate.memorisation import Index
 from pipeline.generate.generation import Completion, Generator
+from pipeline.generate.inspection import inspect
 from pipeline.generate.sampling import Sampling
 from pipeline.params import Evaluate
 
 _PROMPTS, _PROMPT_BYTES = 3, 30  # where params name none; bytes count five English words or ten Chinese characters
 _REPEATED_NGRAM = 4
+_INSPECTED = 2  # stories that are shown token by token
 _FINAL = tuple(".!?…‽。．｡！？؟۔।")  # what ends a sentence: Latin, Chinese, Japanese, Arabic, Urdu, Hindi
 _CLOSING = "\"'”’»›)]}*_」』”’）】〉》"  # what may stand after it
 
@@ -82,6 +84,17 @@ def describe(samples: list[Sample], tokenizer: Tokenizer, index: Index | None) -
         "by_temperature": [_figures(t, [s for s in stories if s["temperature"] == t]) for t in temperatures],
         "stories": [{key: value for key, value in story.items() if key != "ids"} for story in stories],
     }
+
+
+def inspected(samples: list[Sample], generator: Generator) -> list[dict[str, Any]]:
+    """Of the first prompts, the first story at the lowest temperature that is random, token by token."""
+    temperature = min(filter(None, (sample.temperature for sample in samples)), default=0.0)
+    mine = {s.completion.prompt: s.completion for s in reversed(samples) if s.temperature == temperature}
+    found = []
+    for completion in list(reversed(mine.values()))[:_INSPECTED]:
+        ids = generator.encode(completion.prompt + completion.text)[: generator.context]
+        found.append({"temperature": temperature} | inspect(generator, ids, n_alternatives=3).described())
+    return found
 
 
 def means(described: dict[str, Any]) -> dict[str, float]:

@@ -4,6 +4,7 @@ A section is a function here and the template of the same name in templates/. Th
 shows out of the evaluation; None leaves the section out.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -137,6 +138,38 @@ def samples(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def tokens(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Some stories token by token: probability, alternatives, experts; the colours that the page's style needs."""
+    stories = evaluation.details["samples"].get("inspected")
+    if not stories:
+        return None
+    n_expert = stories[0]["n_expert"]
+    hues = [360 * e / n_expert if n_expert <= 12 else 137.508 * e % 360 for e in range(n_expert)]  # else a golden angle
+    return {
+        "stories": [{"temperature": s["temperature"], "tokens": [_token(t, s) for t in s["tokens"]]} for s in stories],
+        "layers": stories[0]["layers"],
+        "hues": [round(hue) for hue in hues],
+    }
+
+
+def _token(token: dict[str, Any], story: dict[str, Any]) -> dict[str, str]:
+    """Text, classes (its surprise in bits, up to 9; in each layer the two experts that weigh most) and a note."""
+    classes, notes = [], []
+    if (probability := token["probability"]) is not None:
+        classes.append(f"s{min(9, round(-math.log2(max(probability, 1e-9))))}")
+        others = ", ".join(f"{_visible(a['text'])} {100 * a['probability']:.1f} %" for a in token["alternatives"])
+        notes.append(f"{_visible(token['text'])} {100 * probability:.1f} %; likeliest: {others}")
+    for i, (layer, experts) in enumerate(zip(story["layers"], token["experts"], strict=True)):
+        heaviest = sorted(experts, key=lambda visit: -visit["weight"])
+        classes += [f"l{i}{side}{visit['expert']}" for side, visit in zip("ab", heaviest, strict=False)]
+        notes.append(f"layer {layer}: " + ", ".join(f"expert {v['expert']} ({v['weight']:.2f})" for v in heaviest))
+    return {"text": token["text"], "classes": " ".join(classes), "note": "\n".join(notes)}
+
+
+def _visible(text: str) -> str:
+    return text.replace("\n", "⏎").replace(" ", "␣")
+
+
 def experts(evaluation: Evaluation) -> dict[str, Any] | None:
     """Load, agreement and top tokens of each MoE layer."""
     routing = evaluation.details["routing"]
@@ -185,6 +218,7 @@ SECTIONS: tuple[Callable[[Evaluation], dict[str, Any] | None], ...] = (
     training,
     baselines,
     samples,
+    tokens,
     experts,
     breakdown,
     lm_eval,

@@ -9,6 +9,7 @@ Legend: T tokens, V vocabulary, K experts of a token.
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,28 @@ class Inspected:
         """The share of the text's token–expert assignments that each expert has, layer by layer."""
         counts = [Counter(e for token in self.tokens for e, _ in token.experts[n]) for n in range(len(self.layers))]
         return [[count[e] / count.total() for e in range(self.n_expert)] for count in counts]
+
+    def described(self) -> dict[str, Any]:
+        """All of it as JSON takes it, rounded to what a person reads."""
+        return {
+            "layers": self.layers,
+            "n_expert": self.n_expert,
+            "load": [[round(share, 4) for share in shares] for shares in self.load()],
+            "tokens": [
+                {
+                    "text": token.text,
+                    "probability": None if token.probability is None else float(f"{token.probability:.4g}"),
+                    "alternatives": [
+                        {"text": text, "probability": float(f"{p:.4g}")} for text, p in token.alternatives
+                    ],
+                    "experts": [
+                        [{"expert": expert, "weight": round(weight, 4)} for expert, weight in layer]
+                        for layer in token.experts
+                    ],
+                }
+                for token in self.tokens
+            ],
+        }
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ What is asked and answered is written nowhere.
 import asyncio
 import importlib.resources
 import json
+import os
 import socket
 import time
 import uuid
@@ -18,6 +19,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -31,7 +33,7 @@ from pipeline import console
 from pipeline.errors import UserError
 from pipeline.generate.batch import Row
 from pipeline.generate.generation import Generator
-from pipeline.generate.inspection import Inspected, inspect
+from pipeline.generate.inspection import inspect
 from pipeline.model.layout import moe_layers
 from pipeline.serve import guard, openai
 from pipeline.serve.engine import BusyError, Engine, Job, ModelError
@@ -53,6 +55,8 @@ def serve(generator: Generator, name: str, listen: Listen) -> None:
         raise UserError(
             f"--host {listen.host} --port {listen.port}: {error.strerror}; take another, --port 0 finds a free one"
         ) from None
+    if "OMP_NUM_THREADS" not in os.environ and (threads := torch.get_num_threads()) > 1:
+        torch.set_num_threads(threads - 1)  # one core answers; with all, torch's threads wait for it: a third as fast
     engine = Engine(generator, listen.batch, listen.queue)
     app = application(generator, name, engine, listen)
     # No log of requests; what fails inside is reported without what was asked.
@@ -177,7 +181,7 @@ class _Service:
         else:
             ids = self._generator.encode(asked.text or "")
         found = await _unless_gone(request, self._engine.call(inspect, self._generator, ids, asked.alternatives))
-        return JSONResponse({"model": self._name} | _described(found))
+        return JSONResponse({"model": self._name} | found.described())
 
     def _templated(self, turns: list[dict[str, str]]) -> ChatTemplate:
         """The chat template. Raises UserError where there is none, and for text that no token can write."""
@@ -291,24 +295,3 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     finally:
         working.cancel()
         leaving.cancel()
-
-
-def _described(found: Inspected) -> dict[str, Any]:
-    """As JSON; a token's experts are the numbers of the experts and their weights, layer by layer."""
-    return {
-        "layers": found.layers,
-        "n_expert": found.n_expert,
-        "load": [[round(share, 4) for share in shares] for shares in found.load()],
-        "tokens": [
-            {
-                "text": token.text,
-                "probability": None if token.probability is None else float(f"{token.probability:.4g}"),
-                "alternatives": [{"text": text, "probability": float(f"{p:.4g}")} for text, p in token.alternatives],
-                "experts": [
-                    [{"expert": expert, "weight": round(weight, 4)} for expert, weight in layer]
-                    for layer in token.experts
-                ],
-            }
-            for token in found.tokens
-        ],
-    }

@@ -121,6 +121,29 @@ def test_it_shows_data_model_training_and_what_changed(page: Path) -> None:
     assert not re.search(r'(src|href)="(?!data:|#)', text), "something would be fetched"
 
 
+@pytest.mark.skipif(browser.find() is None, reason=f"no browser here ({', '.join(browser.NAMES)})")
+def test_stories_are_shown_token_by_token_in_the_colours_that_one_chooses(page: Path, details: dict[str, Any]) -> None:
+    stories = details["samples"]["inspected"]
+    assert stories
+    colours = "[...document.querySelectorAll('.shown span')].map(s => getComputedStyle(s).backgroundImage)"
+    with browser.Browser() as chromium:
+        seen = chromium.open(page.resolve().as_uri(), 1280, 900)
+        texts = seen.evaluate("[...document.querySelectorAll('.shown')].map(p => p.textContent)")
+        assert texts == ["".join(token["text"] for token in story["tokens"]) for story in stories]
+        assert set(seen.evaluate(colours)) == {"none"}
+        for layer in range(len(stories[0]["layers"])):
+            seen.click(f"#by-{layer}")
+            heaviest = [
+                tuple(v["expert"] for v in sorted(token["experts"][layer], key=lambda v: -v["weight"]))
+                for story in stories
+                for token in story["tokens"]
+            ]
+            by_colour = dict(zip(seen.evaluate(colours), heaviest, strict=True))
+            assert [by_colour[colour] for colour in seen.evaluate(colours)] == heaviest  # a pair, a colour
+            assert len(by_colour) == len(set(heaviest))
+        assert seen.errors == []
+
+
 def test_without_earlier_reports_it_says_so(details: dict[str, Any], tmp_path: Path) -> None:
     pictures = plots.draw(details, {}, tmp_path / "plots")
     assert "curve" not in pictures

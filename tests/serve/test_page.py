@@ -69,7 +69,7 @@ def test_a_text_is_written_and_each_token_shows_its_probability_and_experts(
     token = found.tokens[at]
     shown = page.evaluate("[...document.querySelectorAll('.visits > div')].map(e => e.textContent)")
     assert shown == [
-        f"layer {layer}" + "".join(f"expert {expert}: {weight:.2f}" for expert, weight in visits)
+        f"layer {layer}" + "".join(f"{expert}: {weight:.2f}" for expert, weight in visits)
         for layer, visits in zip(found.layers, token.experts, strict=True)
     ]
     chances = page.evaluate("[...document.querySelectorAll('.chance .value')].map(e => e.textContent)")
