@@ -47,6 +47,7 @@ ROOMS = {  # place → the stages that depend on it, as docs/design.md has it
     "pipeline/hashing.py": ["clean", "train", "export", FINETUNED, EXPORTED],
     "pipeline/hub.py": ["download", "tokenize", INSTRUCT],
     "pipeline/plotting.py": ["clean", "tokenize", "evaluate", COMPARED],
+    "pipeline/serve": [],
     "pipeline/params": [],
     "pipeline/tracking": [],
     "pipeline/cli": [],
