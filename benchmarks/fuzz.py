@@ -28,7 +28,6 @@ import zstandard
 
 from pipeline.documents.reading import How, Reader
 from pipeline.errors import UserError
-from pipeline.model import build
 from pipeline.params import read, validate
 from pipeline.train import plan
 from tests.documents.formats import STORIES, as_json, as_jsonl, as_parquet, as_tar, as_text, as_zip
@@ -89,7 +88,7 @@ def parameter_verdicts(count: int, seed: int) -> Iterator[tuple[dict[str, Any], 
         signal.alarm(round(SECONDS))
         try:
             valid = validate(changed)
-            plan.memory(valid.model, valid.train, build.count(valid.model, 2048).total, 2048)
+            plan.memory(valid.model, valid.train, plan.weights(valid.model, 2048, None), 2048)
             verdict = ("ok", "")
         except UserError as error:
             verdict = ("refused", str(error))

@@ -263,13 +263,21 @@ def plan(
     device: Annotated[
         str | None, typer.Option(help="The time on a GPU that is elsewhere, such as 'RTX 3060', by its datasheet.")
     ] = None,
+    finetune: Annotated[bool, typer.Option("--finetune", help="Plan finetuning, of finetune.checkpoint.")] = False,
 ) -> None:
     """Count before training: parameters, memory of a step, tokens, FLOPs, and the time they take."""
     from pipeline.cli.plan import forecast, n_bytes, wanted
-    from pipeline.stage import TOKENIZER, TOKENS
+    from pipeline.stage import ADAPTER, INSTRUCT, TOKENIZER, TOKENS
 
     available = None if memory is None else n_bytes(memory)
-    for line in forecast(wanted(params_file, overrides or []), TOKENS, TOKENIZER, available, device):
+    params = wanted(params_file, overrides or [])
+    tokens, tokenizer, adapter = TOKENS, TOKENIZER, None
+    if finetune:
+        from pipeline.finetune.finetune import low_rank, of_checkpoint
+
+        tokens, tokenizer, adapter = INSTRUCT, Path(params.finetune.checkpoint), low_rank(params, ADAPTER)
+        params = of_checkpoint(params)
+    for line in forecast(params, tokens, tokenizer, available, device, adapter):
         console.say(line)
 
 

@@ -43,13 +43,18 @@ def n_bytes(memory: str) -> int:
 
 
 def forecast(
-    params: params.Params, tokens: Path, tokenizer: Path, memory: int | None = None, card: str | None = None
+    params: params.Params,
+    tokens: Path,
+    tokenizer: Path,
+    memory: int | None = None,
+    card: str | None = None,
+    adapter: plan.Adapter | None = None,
 ) -> Iterator[str]:
     """Lines on parameters, memory on one device, tokens and time; for a GPU that is not here, by its datasheet.
 
-    With `memory`, bytes of a device, also what fits into it; with `card`, the time on that GPU. Without a token set
-    (nothing was tokenized yet) what depends on it is left out and said so. Raises UserError where params and data do
-    not fit.
+    `adapter`: what trains beside frozen weights. With `memory`, bytes of a device, also what fits into it; with `card`,
+    the time on that GPU. Without a token set (nothing was tokenized yet) what depends on it is left out and said so.
+    Raises UserError where params and data do not fit.
     """
     train, model = params.train, params.model
     tokenized = (tokenizer / "tokenizer.json").is_file()
@@ -64,16 +69,19 @@ def forecast(
     yield f"parameters: {count.total:,} in all, {count.active:,} active for each token"
     rows = build.config(model, vocab_size).padded_vocab_size
     resolved = build.resolved(model, vocab_size)
-    need = plan.memory(resolved, train, count.total, rows)
+    weights = plan.weights(model, vocab_size, adapter)
+    if weights.frozen:
+        yield f"trained: {weights.trained:,} parameters of an adapter, {weights.trained / weights.frozen:.1%}"
+    need = plan.memory(resolved, train, weights, rows)
     yield f"memory on each device: about {console.size(need.total)} ({need})"
     if memory is not None:
         device = "cuda" if card or train.device == "cuda" else launch.device_of(train)
-        settings = plan.fitting(resolved, train, count.total, rows, torch.device(device).type, memory)
+        settings = plan.fitting(resolved, train, weights, rows, torch.device(device).type, memory)
         yield _within(console.size(memory), need.total <= memory, settings)
     per_token = count.flops_per_token(train.block_size)
     yield f"work: {per_token / 1e6:,.1f} MFLOP per token, forward and backward"
     if tokenized and (tokens / "train" / "index.json").is_file():
-        planned = plan.make(params, tokens, tokenizer)
+        planned = plan.make(params, tokens, tokenizer, adapter)
         total = planned.total_steps * planned.tokens_per_step
         available = planned.samples.count * planned.samples.block_size
         yield f"tokens: {total:,} of {available:,}: {planned.epochs:.2f} epochs, {planned.total_steps:,} steps"

@@ -11,11 +11,11 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.files import written_whole
 from pipeline.finetune.lora import Lora
-from pipeline.model import build, checkpoint_folder
+from pipeline.model import checkpoint_folder
 from pipeline.params import Params, training
 from pipeline.tokens import tokenizer as vocabulary
 from pipeline.tokens.store import TokenStore
-from pipeline.train import loop, resume
+from pipeline.train import loop, plan, resume
 
 
 def finetune(params: Params, *, data: Path, into: Path, adapter: Path, **places: Any) -> dict[str, Any]:
@@ -25,8 +25,9 @@ def finetune(params: Params, *, data: Path, into: Path, adapter: Path, **places:
     in PEFT's format, a folder with a note where all weights train. places: `runs`, `live`, `plots`, `resume`, `run` and
     `check` as `pipeline.train.loop.train` takes them. Raises what that raises.
     """
-    own = of_checkpoint(params, data)
-    lora = _lora(params, adapter)
+    own = of_checkpoint(params)
+    refuse_documents(data)
+    lora = low_rank(params, adapter)
     report = loop.train(own, data, data / "tokenizer", into, adapter=lora, **places)
     if report:
         report["method"] = params.finetune.method
@@ -38,14 +39,12 @@ def finetune(params: Params, *, data: Path, into: Path, adapter: Path, **places:
     return report
 
 
-def of_checkpoint(params: Params, data: Path) -> Params:
+def of_checkpoint(params: Params) -> Params:
     """The parameters of the loop: the model that the checkpoint holds, the training that `params.finetune` asks for.
 
-    Raises UserError where there is no such checkpoint, or the conversations are in blocks for another context.
+    Raises UserError where there is no such checkpoint, or the settings do not go together.
     """
     model, _ = checkpoint_folder.described(Path(params.finetune.checkpoint))
-    if not TokenStore(data / "train").flags:
-        raise UserError(f"{data / 'train'} is no token set of conversations; run: dvc repro finetune/dvc.yaml:instruct")
     try:
         train = training(params.finetune, params.train, model.block_size)
     except ValueError as error:
@@ -53,21 +52,28 @@ def of_checkpoint(params: Params, data: Path) -> Params:
     return params.model_copy(update={"model": model, "train": train})
 
 
+def refuse_documents(data: Path) -> None:
+    """Raise UserError for a token set that is not one of conversations."""
+    if not TokenStore(data / "train").flags:
+        raise UserError(f"{data / 'train'} is no token set of conversations; run: dvc repro finetune/dvc.yaml:instruct")
+
+
 def fingerprint(params: Params, data: Path, adapter: Path) -> str:
     """A short name that two runs share only if they end with the same weights."""
-    own = of_checkpoint(params, data)
-    return resume.fingerprint(resume.identity(own, data, data / "tokenizer", _lora(params, adapter)))
+    own = of_checkpoint(params)
+    refuse_documents(data)
+    return resume.fingerprint(resume.identity(own, data, data / "tokenizer", low_rank(params, adapter)))
 
 
-def _lora(params: Params, adapter: Path) -> Lora | None:
+def low_rank(params: Params, adapter: Path) -> Lora | None:
+    """What trains beside the frozen weights; None where all weights train."""
     return Lora(params.finetune, adapter) if params.finetune.method == "lora" else None
 
 
 def _trained(params: Params, data: Path, lora: Lora | None) -> dict[str, float]:
     """How many parameters train, and their share of the pretrained model's."""
-    gpt = build.on_meta(params.model, vocabulary.vocab_size(data / "tokenizer"))
-    every = sum(p.numel() for p in gpt.parameters())
-    if lora:
-        lora.put_in(gpt, 0)
-    trained = sum(p.numel() for p in gpt.parameters() if p.requires_grad)
-    return {"trained_parameters": trained, "trained_share": trained / every}
+    weights = plan.weights(params.model, vocabulary.vocab_size(data / "tokenizer"), lora)
+    return {
+        "trained_parameters": weights.trained,
+        "trained_share": weights.trained / (weights.frozen or weights.trained),
+    }

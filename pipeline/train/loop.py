@@ -69,7 +69,7 @@ def train(
             return begin
 
         built = build.resolved(params.model, planned.vocab_size)  # of a dense baseline, not what it is compared with
-        sizes = (built, params.train, planned.count.total, planned.vocab_size, fabric.device)
+        sizes = (built, params.train, planned.weights, planned.vocab_size, fabric.device)
         begin = launch.from_rank_zero(fabric, find)
         with plan.explained(*sizes), Interruption() as interruption:
             trainer = _Trainer(params, planned, fabric, begin, interruption, check)

@@ -1,7 +1,7 @@
 """What a run will do and take, settled before anything is written: steps, size, memory, the machine's peak.
 
 planned = make(params, tokens, tokenizer)           # a UserError where data, tokenizer and params do not fit
-memory(params.model, params.train, n_parameters, rows).total            # bytes on one device
+memory(params.model, params.train, planned.weights, rows).total         # bytes on one device
 with explained(...): ...                            # out of memory becomes advice with figures
 peak_flops(device, precision)                       # what utilization is measured against
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.nn.utils import parametrize
 
 from pipeline import console
 from pipeline.errors import UserError
@@ -45,6 +46,7 @@ class Plan:
     vocab_size: int  # of the tokenizer; the model's may be larger
     eos_id: int
     count: build.Count
+    weights: "Weights"
     samples: Samples
     val: Samples
     total_steps: int
@@ -85,6 +87,7 @@ def make(params: Params, tokens: Path, tokenizer: Path, adapter: Adapter | None 
         vocab_size=vocab_size,
         eos_id=vocabulary.eos_id(tokenizer),
         count=count,
+        weights=weights(params.model, vocab_size, adapter),
         samples=samples,
         val=val,
         total_steps=total_steps,
@@ -116,6 +119,28 @@ def remarks(plan: Plan, params: Params) -> None:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Elements of the weights that a run holds."""
+
+    trained: int
+    frozen: int = 0
+    summed: int = 0  # of the frozen ones those that a forward adds what was learned to, in a copy
+
+
+def weights(model: Model, vocab_size: int, adapter: Adapter | None) -> Weights:
+    """Counted on the meta device."""
+    gpt = build.on_meta(model, vocab_size)
+    if adapter:
+        adapter.put_in(gpt, 0)
+    summed = [module.parametrizations for module in gpt.modules() if parametrize.is_parametrized(module)]
+    return Weights(
+        trained=sum(p.numel() for p in gpt.parameters() if p.requires_grad),
+        frozen=sum(p.numel() for p in gpt.parameters() if not p.requires_grad),
+        summed=sum(weight.original.numel() for module in summed for weight in module.values()),
+    )
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes on one device."""
 
@@ -133,7 +158,7 @@ class Memory:
         return ", ".join(f"{part} {console.size(getattr(self, part))}" for part in parts)
 
 
-def memory(model: Model, train: Train, n_parameters: int, rows: int) -> Memory:
+def memory(model: Model, train: Train, weights: Weights, rows: int) -> Memory:
     """What a step needs at its peak; `rows` of the head. The state is exact, activations an upper bound.
 
     On a GPU the experts' matmuls are counted as those of cards without grouped GEMM, which take more.
@@ -141,10 +166,11 @@ def memory(model: Model, train: Train, n_parameters: int, rows: int) -> Memory:
     weight = 2 if train.precision == "bf16-true" else 4
     optimizer = OPTIMIZERS[train.optimizer.name].state_bytes(weight)
     shards = train.devices * train.num_nodes if train.strategy == "fsdp" else 1
-    share = n_parameters / shards
-    copies = 2 * n_parameters if train.precision.endswith("mixed") else 0  # autocast's, kept for backward
-    activations = copies + _activations(model, train, rows)
-    return Memory(round(share * weight), round(share * weight), round(share * optimizer), activations)
+    held, trained = (weights.trained + weights.frozen) / shards, weights.trained / shards
+    copies = 2 * (weights.trained + weights.frozen) if train.precision.endswith("mixed") else 0  # autocast's, kept
+    summed = weights.summed + weights.summed // model.n_layer  # kept for backward, where a layer's has its gradient too
+    activations = copies + summed * weight + _activations(model, train, rows)
+    return Memory(round(held * weight), round(trained * weight), round(trained * optimizer), activations)
 
 
 def _activations(model: Model, train: Train, rows: int) -> int:
@@ -191,19 +217,19 @@ def _head(model: Model, train: Train, rows: int, tokens: int, size: int) -> int:
 
 
 @contextmanager
-def explained(model: Model, train: Train, n_parameters: int, rows: int, device: torch.device) -> Iterator[None]:
+def explained(model: Model, train: Train, weights: Weights, rows: int, device: torch.device) -> Iterator[None]:
     """Turn running out of memory in the block into a UserError that says what to lower, and what that saves."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_shortage(error):
             raise
-        raise UserError(advice(model, train, n_parameters, rows, device)) from error
+        raise UserError(advice(model, train, weights, rows, device)) from error
 
 
-def advice(model: Model, train: Train, n_parameters: int, rows: int, device: torch.device) -> str:
+def advice(model: Model, train: Train, weights: Weights, rows: int, device: torch.device) -> str:
     """What a step needs, and each change that lowers it, the most useful first."""
-    now = memory(model, train, n_parameters, rows)
+    now = memory(model, train, weights, rows)
     here = ""
     if device.type == "cuda":
         here = f" of {console.size(torch.cuda.get_device_properties(device).total_memory)} on {device}"
@@ -211,7 +237,7 @@ def advice(model: Model, train: Train, n_parameters: int, rows: int, device: tor
     changes = {f"train.micro_batch_size={half}": {"micro_batch_size": half}} | _changes(train, device.type)
     saved = []
     for words, update in changes.items():
-        less = now.total - memory(model, train.model_copy(update=update), n_parameters, rows).total
+        less = now.total - memory(model, train.model_copy(update=update), weights, rows).total
         if less > 0:
             saved.append((less, words))
     lines = [f"  -S {words} saves about {console.size(less)}" for less, words in sorted(saved, reverse=True)]
@@ -233,7 +259,7 @@ def _changes(train: Train, device: str) -> dict[str, dict[str, Any]]:
     return changes
 
 
-def fitting(model: Model, train: Train, n_parameters: int, rows: int, device: str, n_bytes: int) -> list[str] | None:
+def fitting(model: Model, train: Train, weights: Weights, rows: int, device: str, n_bytes: int) -> list[str] | None:
     """Settings, as `-S` takes them, with which a step needs at most n_bytes of a cpu or cuda; None if none would.
 
     The last one is the largest micro batch that fits and divides the global batch. Anything else is changed only where
@@ -242,12 +268,12 @@ def fitting(model: Model, train: Train, n_parameters: int, rows: int, device: st
     settings: dict[str, str] = {}  # a later change of the same parameter replaces the former
     changes = iter(_changes(train, device).items())
     while True:
-        if size := _largest_micro_batch(model, train, n_parameters, rows, n_bytes):
+        if size := _largest_micro_batch(model, train, weights, rows, n_bytes):
             settings["train.micro_batch_size"] = str(size)
             return [f"{key}={value}" for key, value in settings.items()]
         for words, update in changes:
             changed = train.model_copy(update=update)
-            if _single(model, changed, n_parameters, rows) < _single(model, train, n_parameters, rows):
+            if _single(model, changed, weights, rows) < _single(model, train, weights, rows):
                 key, value = words.split("=")
                 settings[key] = value
                 train = changed
@@ -256,15 +282,15 @@ def fitting(model: Model, train: Train, n_parameters: int, rows: int, device: st
             return None
 
 
-def _single(model: Model, train: Train, n_parameters: int, rows: int) -> int:
+def _single(model: Model, train: Train, weights: Weights, rows: int) -> int:
     """Bytes that a step needs with a micro batch of one sample."""
-    return memory(model, train.model_copy(update={"micro_batch_size": 1}), n_parameters, rows).total
+    return memory(model, train.model_copy(update={"micro_batch_size": 1}), weights, rows).total
 
 
-def _largest_micro_batch(model: Model, train: Train, n_parameters: int, rows: int, n_bytes: int) -> int | None:
+def _largest_micro_batch(model: Model, train: Train, weights: Weights, rows: int, n_bytes: int) -> int | None:
     share = train.global_batch_size // (train.devices * train.num_nodes)
     for size in (size for size in range(share, 0, -1) if share % size == 0):
-        if memory(model, train.model_copy(update={"micro_batch_size": size}), n_parameters, rows).total <= n_bytes:
+        if memory(model, train.model_copy(update={"micro_batch_size": size}), weights, rows).total <= n_bytes:
             return size
     return None
 

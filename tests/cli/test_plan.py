@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from pipeline import console
+from pipeline.cli.app import app
 from pipeline.cli.plan import forecast, n_bytes, wanted
 from pipeline.errors import UserError
+from pipeline.model import build, checkpoint_folder
 from tests.train.small import ROOT, tiny
 
 
@@ -91,3 +94,21 @@ def test_a_cpu_is_offered_nothing_that_only_a_gpu_runs(tmp_path: Path) -> None:
 def test_what_is_no_size_is_refused_in_words(memory: str) -> None:
     with pytest.raises(UserError, match="not a size; write it as 6GB"):
         n_bytes(memory)
+
+
+def test_finetuning_is_planned_for_the_model_of_its_checkpoint_and_lora_takes_less(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    need = {}
+    for method in ("full", "lora"):
+        overrides = [f"finetune={method}", f"finetune.checkpoint={work / 'models/litgpt'}"]
+        command = ["plan", "--finetune", *(part for override in overrides for part in ("-S", override))]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        lines = dict(line.split(": ", 1) for line in result.stdout.splitlines())
+        total = build.count(*checkpoint_folder.described(work / "models/litgpt")).total
+        assert lines["parameters"].startswith(f"{total:,} ")
+        need[method] = float(lines["memory on each device"].split()[1])
+        assert ("trained" in lines) == (method == "lora")
+    assert need["lora"] < need["full"]

@@ -24,6 +24,7 @@ from pipeline.huggingface import folder as huggingface
 from pipeline.model import build, checkpoint_folder
 from pipeline.params import Params
 from pipeline.tokens.flags import FIRST, ID, LOSS
+from pipeline.train import plan
 from pipeline.train.data import Samples
 from pipeline.train.step import Objective
 from tests.model.small import tiny as small_model
@@ -123,6 +124,34 @@ def test_frozen_weights_stay_bit_identical_and_only_the_adapter_has_optimizer_st
     held = sum(len(optimizer["state"]) for optimizer in optimizers)
     assert held == 2 * 2 * 2  # A and B of qkv and proj, in two layers
     assert report["trained_parameters"] < 0.2 * report["parameters"]["total"]
+
+
+@pytest.mark.parametrize("targets", [["attention"], ALL])
+def test_the_memory_of_an_adapter_is_counted_as_autograd_keeps_it(pretrained: Path, targets: list[str]) -> None:
+    """Weights, gradients and state exactly; what a forward keeps no lower than it is, and not far above."""
+    parameters = settings(pretrained, method="lora", targets=targets, rank=2)
+    own = finetune.of_checkpoint(parameters)
+    model = checkpoint_folder.load(pretrained)
+    adapter = lora.Lora(parameters.finetune, Path("unused"))
+    counted = plan.weights(own.model, model.config.vocab_size, adapter)
+    adapter.put_in(model, 0)
+    sizes = [sum(p.numel() for p in model.parameters() if p.requires_grad is trains) for trains in (True, False)]
+    assert [counted.trained, counted.frozen] == sizes
+    need = plan.memory(own.model, own.train, counted, model.config.padded_vocab_size)
+    assert [need.weights, need.gradients, need.optimizer] == [4 * sum(sizes), 4 * sizes[0], 8 * sizes[0]]
+    held = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in held:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(torch.zeros(own.train.micro_batch_size, 32, dtype=torch.int64)).sum()
+    assert sum(kept.values()) <= need.activations <= 2.5 * sum(kept.values())  # frozen layers keep less than is counted
+    del loss
 
 
 def test_a_target_that_the_model_has_not_is_refused(instruct: Path, pretrained: Path, tmp_path: Path) -> None:

@@ -33,12 +33,12 @@ def test_a_preset_leaves_a_tenth_of_its_cards_memory_free(tmp_path: Path, preset
     compose(tmp_path / "params.yaml", ROOT / "configs", [f"train={preset}", "model=moe_200m"])
     parameters = params.load(tmp_path / "params.yaml")
     total = build.count(parameters.model, GPT2).total
-    assert plan.memory(parameters.model, parameters.train, total, GPT2).total < 0.9 * gigabytes * 1e9
+    assert plan.memory(parameters.model, parameters.train, plan.Weights(total), GPT2).total < 0.9 * gigabytes * 1e9
 
 
 def test_adamw_in_float32_takes_16_bytes_a_parameter() -> None:
     parameters = tiny()
-    need = plan.memory(parameters.model, parameters.train, 1000, 257)
+    need = plan.memory(parameters.model, parameters.train, plan.Weights(1000), 257)
     assert need.weights + need.gradients + need.optimizer == 16_000
 
 
@@ -57,7 +57,7 @@ def test_activations_are_counted_no_lower_than_what_autograd_keeps_and_not_far_a
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         x_BTC = model.hidden(torch.zeros(8, 128, dtype=torch.int64))
-    counted = plan.memory(parameters.model, parameters.train, 0, 0).activations
+    counted = plan.memory(parameters.model, parameters.train, plan.Weights(0), 0).activations
     assert sum(kept.values()) <= counted <= 1.6 * sum(kept.values())  # the CPU's kernel keeps less than a GPU's
     del x_BTC
 
@@ -71,7 +71,10 @@ def test_copies_of_experts_weights_for_blocks_of_assignments_are_counted_on_a_gp
     """By hand, for 2048 tokens routed to 2 of 8 experts: blocks of 128 assignments, 32 and one an expert."""
     gpu = preset_200m(tmp_path)
     cpu = gpu.train.model_copy(update={"device": "cpu"})
-    more = plan.memory(gpu.model, gpu.train, 0, 0).activations - plan.memory(gpu.model, cpu, 0, 0).activations
+    more = (
+        plan.memory(gpu.model, gpu.train, plan.Weights(0), 0).activations
+        - plan.memory(gpu.model, cpu, plan.Weights(0), 0).activations
+    )
     copies = 40 * (2 * 2048 * 768 + 768 * 2048) * 2 * 2  # bfloat16, and as much for their gradients
     padding = 12 * (40 * 128 - 4096) * (2 * 768 + 4 * 2048) * 2
     assert more == copies + padding
@@ -79,7 +82,7 @@ def test_copies_of_experts_weights_for_blocks_of_assignments_are_counted_on_a_gp
 
 def test_a_chunked_loss_keeps_the_heads_gradient_in_float32(tmp_path: Path) -> None:
     whole, chunked = (preset_200m(tmp_path, f"train.loss_chunk={chunk}") for chunk in (0, 1024))
-    head = [plan.memory(each.model, each.train, 0, GPT2).activations for each in (whole, chunked)]
+    head = [plan.memory(each.model, each.train, plan.Weights(0), GPT2).activations for each in (whole, chunked)]
     logits = [tokens * GPT2 * (2 + 4 + 4) for tokens in (2048, 1024)]
     assert head[1] - head[0] == logits[1] - logits[0] + GPT2 * 768 * (4 + 2)
 
@@ -96,7 +99,7 @@ def test_running_out_of_memory_says_what_to_lower_and_what_that_saves() -> None:
     parameters = tiny(micro_batch_size=8)
     with (
         pytest.raises(UserError, match=r"train\.micro_batch_size=4 saves about [\d.]+ MB") as advice,
-        plan.explained(parameters.model, parameters.train, 10**6, 257, torch.device("cpu")),
+        plan.explained(parameters.model, parameters.train, plan.Weights(10**6), 257, torch.device("cpu")),
     ):
         torch.empty(2**55)
     assert "activation_checkpointing=true saves" in str(advice.value)
@@ -106,7 +109,7 @@ def test_other_errors_are_left_alone() -> None:
     parameters = tiny()
     with (
         pytest.raises(RuntimeError, match="something else"),
-        plan.explained(parameters.model, parameters.train, 1, 1, torch.device("cpu")),
+        plan.explained(parameters.model, parameters.train, plan.Weights(1), 1, torch.device("cpu")),
     ):
         raise RuntimeError("something else")
 
@@ -114,8 +117,8 @@ def test_other_errors_are_left_alone() -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_of_the_table_has_its_memory_counted_and_is_advised_where_it_runs(name: str) -> None:
     parameters = tiny(optimizer={"name": name}, device="cuda", micro_batch_size=8)
-    counted = plan.memory(parameters.model, parameters.train, 1000, 257).optimizer
+    counted = plan.memory(parameters.model, parameters.train, plan.Weights(1000), 257).optimizer
     assert counted == round(1000 * OPTIMIZERS[name].state_bytes(4)) > 0
-    advice = plan.advice(parameters.model, parameters.train, 10**9, 257, torch.device("cpu"))
+    advice = plan.advice(parameters.model, parameters.train, plan.Weights(10**9), 257, torch.device("cpu"))
     advised = {other for other in OPTIMIZERS if f"train.optimizer.name={other} " in advice}
     assert all("cpu" in OPTIMIZERS[other].devices for other in advised)
