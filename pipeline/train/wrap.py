@@ -83,7 +83,7 @@ class Compiling:
         self.done = self._undecided = False
         self._times: list[float] = []
         kind = fabric.device.type
-        missing = launch.from_rank_zero(fabric, lambda: _missing(kind))
+        missing = launch.from_rank_zero(fabric, lambda: lacking(kind))
         if choice == "on" and missing:
             raise UserError(f"train.compile = 'on', but {missing}; take auto or off")
         if before and (choice == "off" or missing):
@@ -133,7 +133,7 @@ class Compiling:
         self.done = True
 
 
-def _missing(kind: str) -> str | None:
+def lacking(kind: str) -> str | None:
     """What torch.compile would need on this kind of device and does not find, in words."""
     if kind == "cuda":
         from torch.utils._triton import has_triton

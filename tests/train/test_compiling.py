@@ -39,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(wrap, "time", clock)
     monkeypatch.setattr(wrap.plan, "wait", lambda device: None)
-    monkeypatch.setattr(wrap, "_missing", lambda device: None)
+    monkeypatch.setattr(wrap, "lacking", lambda device: None)
     monkeypatch.setattr(Block, "compile", lambda self: setattr(self, "noted", True))
     return clock
 
