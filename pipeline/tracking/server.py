@@ -30,6 +30,10 @@ class WandbError(Exception):
         super().__init__(" ".join(redacted(str(text)).split())[:300])
 
 
+class RefusedError(WandbError):
+    """W&B answers, and does not take this key."""
+
+
 def mode() -> tuple[Mode, str]:
     """What the environment asks for, and where it is "off" why, in words. Imports nothing where that is plain."""
     if _switched_off():
@@ -43,11 +47,11 @@ def mode() -> tuple[Mode, str]:
 
 def key() -> str:
     """The key in WANDB_API_KEY, else the one that `wandb login` has kept for this server; "" where there is none."""
+    if given := os.environ.get("WANDB_API_KEY"):
+        return given
     from wandb.errors import AuthenticationError
     from wandb.sdk.lib import wbauth
 
-    if given := os.environ.get("WANDB_API_KEY"):
-        return given
     try:
         auth = wbauth.authenticate_session(host=base_url(), source="moe", prompt=False, update_session=False)
     except AuthenticationError:  # what was kept is no key
@@ -57,8 +61,8 @@ def key() -> str:
     return kept
 
 
-def ask(query: str, **variables: str) -> Any:
-    """One GraphQL question, asked once. Returns its `data`; raises WandbError within about 10 seconds.
+def ask(query: str, patience: float = _PATIENCE, **variables: str) -> Any:
+    """One GraphQL question, asked once. Returns its `data`; raises WandbError within about `patience` seconds.
 
     The SDK tries again for minutes and then says little, so before it is given work the server is asked this way.
     """
@@ -70,14 +74,15 @@ def ask(query: str, **variables: str) -> Any:
             f"{base}/graphql",
             json={"query": query, "variables": variables},
             auth=("api", key()),
-            timeout=_PATIENCE,
+            timeout=patience,
         )
     except httpx.TimeoutException:
-        raise WandbError(f"no answer from {base} within {_PATIENCE:.0f} s") from None
+        raise WandbError(f"no answer from {base} within {patience:.0f} s") from None
     except httpx.HTTPError as error:
         raise WandbError(f"{base} cannot be reached: {error}") from None
     if answer.status_code != 200:
-        raise WandbError(f"{base} answers {_STATUS.get(answer.status_code, answer.status_code)}")
+        kind = RefusedError if answer.status_code in (401, 403) else WandbError
+        raise kind(f"{base} answers {_STATUS.get(answer.status_code, answer.status_code)}")
     try:
         body = answer.json()
         return body["data"]
@@ -92,11 +97,11 @@ def base_url() -> str:
     return (os.environ.get("WANDB_BASE_URL") or str(wandb.setup().settings.base_url)).rstrip("/")
 
 
-def entity() -> str:
+def entity(patience: float = _PATIENCE) -> str:
     """The team or user whose project it is. Raises WandbError where W&B does not answer or does not know the key."""
-    viewer = (ask("query Viewer { viewer { entity } }") or {}).get("viewer")
+    viewer = (ask("query Viewer { viewer { entity } }", patience) or {}).get("viewer")
     if not viewer:
-        raise WandbError(_STATUS[401])
+        raise RefusedError(_STATUS[401])
     return os.environ.get("WANDB_ENTITY") or viewer["entity"]
 
 
