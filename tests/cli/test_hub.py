@@ -1,13 +1,10 @@
 """`push` by the real client against a small Hub on the loopback."""
 
-import base64
-import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,102 +12,15 @@ import pytest
 
 from pipeline.cli import hub
 from pipeline.errors import UserError
+from tests.cli.hub_server import TOKEN, serving
 
-TOKEN = "hf_not_a_real_token"
 ROOT = Path(__file__).parents[2]
-
-
-class Hub(BaseHTTPRequestHandler):
-    """What the client needs to make a repository and commit to it: ordinary files inline, *.safetensors by LFS."""
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def _answer(self, value: Any, status: int = 200) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def _allowed(self) -> bool:
-        if self.headers.get("Authorization") == f"Bearer {TOKEN}":
-            return True
-        self._answer({"error": "Invalid credentials"}, 401)
-        return False
-
-    def do_GET(self) -> None:
-        if not self._allowed():
-            return
-        if self.path.startswith("/api/models/me/stories/tree/main"):
-            self._answer([{"type": "file", "path": p, "size": 1, "oid": "0" * 40} for p in self.server.files])
-        elif self.path.startswith("/api/models/me/stories"):
-            self._answer({"id": "me/stories", "private": self.server.private, "siblings": [], "sha": "0" * 40})
-
-    def do_PUT(self) -> None:  # where the LFS batch sent the client: the address is the secret
-        self.server.files[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer({})
-
-    def do_POST(self) -> None:
-        body = self._body()
-        if not self._allowed():
-            return
-        url = f"http://127.0.0.1:{self.server.server_port}"
-        if self.path == "/api/repos/create":
-            wanted = json.loads(body)
-            if self.server.existing:
-                self._answer({"error": "You already created this model repo", "url": f"{url}/me/stories"}, 409)
-                return
-            self.server.private = wanted["private"]
-            self._answer({"url": f"{url}/{wanted.get('organization', 'me')}/{wanted['name']}"})
-        elif self.path == "/api/validate-yaml":
-            self._answer({"errors": [], "warnings": []})
-        elif "/preupload/" in self.path:
-            kinds = [
-                (f["path"], "lfs" if f["path"].endswith(".safetensors") else "regular")
-                for f in json.loads(body)["files"]
-            ]
-            self._answer({"files": [{"path": p, "uploadMode": k, "shouldIgnore": False} for p, k in kinds]})
-        elif self.path.endswith("/info/lfs/objects/batch"):
-            found = [
-                o | {"actions": {"upload": {"href": f"{url}/lfs/{o['oid']}"}}} for o in json.loads(body)["objects"]
-            ]
-            self._answer({"transfer": "basic", "objects": found})
-        elif "/commit/" in self.path:
-            for line in body.splitlines():
-                entry = json.loads(line)
-                if entry["key"] == "file":
-                    self.server.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-                elif entry["key"] == "deletedFile":
-                    del self.server.files[entry["value"]["path"]]
-                elif entry["key"] == "lfsFile":
-                    self.server.files[entry["value"]["path"]] = self.server.files.pop(f"/lfs/{entry['value']['oid']}")
-            self._answer({"commitUrl": f"{url}/me/stories/commit/{'0' * 40}", "commitOid": "0" * 40})
-        else:
-            self._answer({"error": f"unknown {self.path}"}, 404)
-
-    def _body(self) -> bytes:
-        if "Content-Length" in self.headers:
-            return self.rfile.read(int(self.headers["Content-Length"]))
-        chunks = b""
-        while size := int(self.rfile.readline(), 16):
-            chunks += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return chunks
 
 
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files, server.private, server.existing = {}, False, False
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
@@ -125,9 +35,9 @@ def folder(tmp_path: Path) -> Path:
 
 def pushed(folder: Path, server: ThreadingHTTPServer | None, token: str | None = TOKEN, private: bool = True) -> Any:
     """In a process of its own: the client reads its environment when it is imported."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder.parent / "home")}
-    environment["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}" if server else "http://127.0.0.1:9"
+    environment["HF_ENDPOINT"] = server.url if server else "http://127.0.0.1:9"
     if token:
         environment["HF_TOKEN"] = token
     program = (
