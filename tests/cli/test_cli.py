@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from pipeline import hashing, params
-from pipeline.cli import doctor, terminal
+from pipeline.cli import terminal
 from pipeline.cli.app import app
 from pipeline.cli.compose import compose
 from pipeline.cli.terminal import opened
@@ -376,21 +376,3 @@ def test_compose_check_names_what_dvc_exp_run_would_drop(tmp_path: Path, monkeyp
     assert (code, out) == (1, "params.yaml: model.n_layer = 5, configs/ say 4\n") and "dvc exp run" in err
     assert "n_layer: 5" in Path("params.yaml").read_text(encoding="utf-8")
     assert moe("compose", "--check", "model.n_layer=5")[0] == 0
-
-
-def test_doctor_says_what_is_well_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    found = {what: (state, words) for state, what, words in doctor.examine(deep=False)}
-    assert list(found) == [what for what, _ in doctor._LIGHT]
-    assert {found[what][0] for what in ("python", "packages", "project", "device")} == {"ok"}
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "dvc.yaml").write_text("stages: {}")
-    (tmp_path / "params.yaml").write_text("train: 3")
-    code, out, _ = moe("doctor")
-    assert code == 1 and "fail  project: params.yaml:" in out
-    assert "warn  configs: no configs/config.yaml here" in out
-
-
-def test_doctor_computes_with_the_models_parts() -> None:
-    for what, check in doctor._DEEP[:2]:  # torch.compile takes half a minute
-        assert "right to" in check() or "equals litgpt's" in check(), what
