@@ -319,14 +319,13 @@ def use(
 
 @app.command()
 def doctor(
-    deep: Annotated[bool, typer.Option("--deep", help="Compute with the model's parts too: half a minute.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Compute with the model's parts and ask servers too: half a minute.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON list of objects: state, what, words.")] = False,
 ) -> None:
     """Check this machine and the project: what is well, what to do about what is not. Exit code 1 where one fails."""
-    from pipeline.cli.doctor import examine
+    from pipeline.cli.doctor import report
 
-    failed = False
-    for state, what, words in examine(deep):
-        console.say(f"{state:4}  {what}: {words}")
-        failed |= state == "fail"
-    if failed:
+    if not report(deep, json):
         raise typer.Exit(1)
