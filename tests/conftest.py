@@ -1,5 +1,9 @@
-"""What several rooms' tests share: a small tokenizer, a small run's folders. And the longest files are run first."""
+"""What several rooms' tests share: a tokenizer, a small run, a project that has run. The longest files run first."""
 
+import contextlib
+import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pyarrow as pa
@@ -83,3 +87,28 @@ def parameters(work: Path) -> params.Params:
 @pytest.fixture(scope="session")
 def model(work: Path) -> build.MoEGPT:
     return checkpoint_folder.load(work / "models/litgpt")
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's files, with outputs of a few bytes that dvc.lock takes for those of a run. Copy it to change it."""
+    from dvc.repo import Repo
+
+    folder = tmp_path_factory.mktemp("clone") / "project"
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    stages = [
+        yaml.safe_load((folder / name).read_text("utf-8"))["stages"] for name in ("dvc.yaml", "finetune/dvc.yaml")
+    ]
+    for stage in [stage for pipeline in stages for stage in pipeline.values()]:
+        for out in [*stage["outs"], *stage.get("metrics", [])]:
+            path = folder / out if Path(out).suffix else folder / out / "file"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"made for": out}), encoding="utf-8")
+    with contextlib.chdir(folder), Repo() as repo:
+        repo.commit(force=True)
+    return folder

@@ -1,8 +1,6 @@
 """The house: for each room of code, an edit there runs just the stages again that the plan names."""
 
 import contextlib
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -62,32 +60,6 @@ ROOMS = {  # place → the stages that depend on it, as docs/design.md has it
 }
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's files, with outputs of one byte that dvc.lock takes for those of a run."""
-    from dvc.repo import Repo
-
-    folder = tmp_path_factory.mktemp("house") / "project"
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
-        if name and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-    stages = [
-        yaml.safe_load((folder / name).read_text("utf-8"))["stages"] for name in ("dvc.yaml", "finetune/dvc.yaml")
-    ]
-    for stage in [stage for pipeline in stages for stage in pipeline.values()]:
-        for out in [*stage["outs"], *stage.get("metrics", [])]:
-            path = folder / out if Path(out).suffix else folder / out / "file"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("x", encoding="utf-8")
-    with contextlib.chdir(folder), Repo() as repo:
-        repo.commit(force=True)
-    assert changed(folder) == []
-    return folder
-
-
 def changed(folder: Path) -> list[str]:
     """The stages that `dvc repro` would run for their own sake, in order."""
     from dvc.repo import Repo
@@ -95,6 +67,10 @@ def changed(folder: Path) -> list[str]:
     with contextlib.chdir(folder), Repo() as repo:
         status = repo.status()
         return [stage for stage in [*STAGES, *FINETUNE] if stage in status]
+
+
+def test_after_a_run_nothing_runs_again(clone: Path) -> None:
+    assert changed(clone) == []
 
 
 def test_the_plan_names_every_place_with_code(clone: Path) -> None:
