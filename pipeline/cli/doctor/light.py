@@ -138,7 +138,7 @@ def _cache() -> str:
     hint = ""
     if able[0] != "copy":
         hint = (
-            f"; to save that room: dvc config --local cache.type {able[0]},copy && dvc checkout --relink "
+            f"; to save that room: dvc config --local cache.type {able[0]},copy && dvc checkout --relink dvc.yaml "
             "(outputs are then read-only)"
         )
     return f"copies: outputs take their room in {cache.path} and again here{hint}"
