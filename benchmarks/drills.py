@@ -10,6 +10,7 @@ ends with the bytes of a run that nothing disturbed.
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -135,7 +136,7 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
         raise LostError(f"it hangs: {output[-2000:]}") from None
-    if "Traceback (most recent call last)" in output:
+    if re.search("^Traceback ", output, re.M):  # at a line's beginning: torch logs some that it has dealt with
         raise LostError(f"a traceback: {output[-3000:]}")
     return process.returncode, output
 
@@ -262,7 +263,7 @@ def damaged(setting: Setting) -> Iterator[str]:
                 if code not in (0, 2):
                     raise LostError(f"{stage} with {victim.name} {how}: exit code {code}: {output[-1500:]}")
                 shutil.rmtree(project.folder)
-                yield f"{how}: {'refused in words' if code else 'read'}"
+                yield f"{how}: {'refused in words' if code else f'read {victim.name}'}"
 
 
 def repro_after_damage(setting: Setting) -> Iterator[str]:
@@ -342,9 +343,10 @@ def params_changed(setting: Setting) -> Iterator[str]:
         section[key] = section[key] + 1 if isinstance(section[key], int) else "another"
         project.clear(stage)
         process = project.stage(stage)
-        time.sleep(0.6 * setting.seconds[stage])
-        if process.poll() is None:
-            path.write_text(yaml.safe_dump(raw), "utf-8")
+        time.sleep(setting.random.uniform(0.3, 0.6) * setting.seconds[stage])
+        if process.poll() is not None:
+            raise LostError(f"{stage} was over before the edit: {ended(process)[1][-500:]}")
+        path.write_text(yaml.safe_dump(raw), "utf-8")
         code, output = ended(process)
         if code != 2 or "changed while the stage ran" not in output:
             raise LostError(f"{stage}: exit code {code}: {output[-1500:]}")

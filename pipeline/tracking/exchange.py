@@ -136,12 +136,13 @@ def _as_locked(row: Artifact, lock: dict[str, Any]) -> Content | None:
     try:
         content = artifacts.content(row)
     except FileNotFoundError as error:
-        console.warn(f"mirror: {row.name}: {error}: `dvc checkout` or `dvc repro` first")
+        console.warn(f"mirror: {row.name}: {error}: `dvc checkout {' '.join(wanted)}` or `dvc repro` first")
         return None
     changed = [path for path, md5 in wanted.items() if content.md5[path] != md5]
     if changed:
         console.warn(
-            f"mirror: {row.name}: {', '.join(changed)} is not what dvc.lock says: `dvc checkout` or `dvc repro`"
+            f"mirror: {row.name}: {', '.join(changed)} is not what dvc.lock says: `dvc checkout {' '.join(changed)}` "
+            "or `dvc repro`"
         )
         return None
     return content
