@@ -1,6 +1,6 @@
 """Where the server listens, for whom, and how much it takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.errors import UserError
 
@@ -13,7 +13,7 @@ class Listen:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    token: str | None = None  # that clients must send; needed where others can reach the server
+    token: str | None = field(default=None, repr=False)  # that clients must send; needed where others can reach us
     batch: int = 16  # prompts that the model works on at once
     queue: int = 64  # prompts that may wait besides
     open_page: bool = False
