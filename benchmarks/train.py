@@ -337,7 +337,7 @@ def _litgpt(parameters: Any, place: Path, marks: _Marks, steps: int) -> None:
 
 def _refuse_copies_beyond_memory(parameters: Any) -> None:
     """batched_mm keeps a copy of an expert's weights a visit, and a system short of memory kills whom it likes."""
-    import psutil  # comes with DVCLive
+    import psutil
 
     model, train = parameters.model, parameters.train
     from pipeline.model.layout import moe_layers

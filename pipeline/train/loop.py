@@ -63,6 +63,8 @@ def train(
 
         def find() -> resumption.Beginning:
             plan.remarks(planned, params)
+            if device == "cpu" and torch.get_num_threads() > 1:
+                plan.warn_of_busy_cores()
             begin = resumption.find(params, planned, tokens, tokenizer, runs, resume)
             if begin.checkpoint is None and before is not None:
                 before(planned.vocab_size)

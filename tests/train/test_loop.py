@@ -227,6 +227,18 @@ def test_many_passes_over_the_same_tokens_are_warned_of(
     assert ("training tokens 5.0 times" in capsys.readouterr().err) == warned
 
 
+@pytest.mark.parametrize(("used", "words"), [(0.0, None), (50.0, "OMP_NUM_THREADS=2"), (100.0, "OMP_NUM_THREADS=1")])
+def test_cores_that_other_processes_keep_busy_are_warned_of(
+    used: float, words: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: used)
+    plan.warn_of_busy_cores()
+    said = " ".join(capsys.readouterr().err.split())
+    assert (words is None and not said) or (words is not None and f"{words} is likely faster" in said)
+
+
 def test_initial_weights_come_from_a_litgpt_folder(corpus: Path, tmp_path: Path) -> None:
     run(corpus, tmp_path / "first", tiny(max_steps=30))
     folder = str(tmp_path / "first" / "model")
