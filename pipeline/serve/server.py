@@ -70,10 +70,11 @@ def serve(generator: Generator, name: str, listen: Listen) -> None:
         webbrowser.open(address)  # which waits: the socket listens already
     try:
         uvicorn.Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:
-        console.say("serve: ended")
+    except KeyboardInterrupt:  # uvicorn gives the signal back when it has ended; where SIGINT is ignored it returns
+        pass
     finally:
         engine.close()
+    console.say("serve: ended")
 
 
 def application(generator: Generator, name: str, engine: Engine, listen: Listen) -> Starlette:
