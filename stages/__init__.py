@@ -8,6 +8,7 @@ from types import FrameType
 def _stop(number: int, frame: FrameType | None) -> None:
     """Leave through every `finally`, so that nothing half-written stays; the exit code is what shells expect."""
     signal.signal(number, signal.SIG_IGN)  # `timeout` and terminals send it to the group and to the process
+    sys.excepthook = lambda *_: sys.exit(128 + number)  # where compiled code wraps the exit in an error of its own
     print(f"stopped by {signal.Signals(number).name}; run the same command again", file=sys.stderr)
     sys.exit(128 + number)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -34,6 +35,13 @@ class Serving:
 
 Serve = Callable[..., Serving]
 Gate = threading.Semaphore
+
+
+def until(true: Any) -> None:
+    begun = time.monotonic()
+    while not true():
+        assert time.monotonic() - begun < 30
+        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session")

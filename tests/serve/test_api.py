@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ import openai
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.generate.batch import Batch
+from pipeline.generate.batch import Batch, Row
 from pipeline.generate.chat import Chat
 from pipeline.generate.generation import Generator
 from pipeline.generate.inspection import inspect
 from pipeline.generate.sampling import Sampling
 from pipeline.serve.listen import Listen
 from pipeline.tokens.chat_template import ChatTemplate
-from tests.serve.conftest import Gate, Serve, Serving
+from tests.serve.conftest import Gate, Serve, Serving, until
 
 PROMPT = "Once upon a time"
 TURNS = [{"role": "user", "content": "the dog"}]
@@ -277,13 +276,6 @@ def test_a_host_that_others_reach_needs_a_token() -> None:
 # --- many at once, and what goes wrong --------------------------------------------------------------------------------
 
 
-def until(true: Any) -> None:
-    begun = time.monotonic()
-    while not true():
-        assert time.monotonic() - begun < 30
-        time.sleep(0.005)
-
-
 def test_a_full_queue_answers_429_and_takes_more_once_there_is_room(serve: Serve, base: Generator, gate: Gate) -> None:
     serving = serve(base, batch=1, queue=2)
     with ThreadPoolExecutor(4) as pool:
@@ -304,8 +296,13 @@ def test_a_full_queue_answers_429_and_takes_more_once_there_is_room(serve: Serve
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_request_whose_client_goes_away_stops(serve: Serve, base: Generator, gate: Gate, stream: bool) -> None:
+def test_a_request_whose_client_goes_away_stops(
+    serve: Serve, base: Generator, gate: Gate, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
     serving = serve(base)
+    rows: list[Row] = []
+    submit = serving.engine.submit
+    monkeypatch.setattr(serving.engine, "submit", lambda new, stream: rows.extend(new) or submit(new, stream))
     body = {"prompt": PROMPT, "stream": stream, "temperature": 1, "max_tokens": 40}
     with httpx.Client(timeout=60) as own:
         if stream:
@@ -315,10 +312,10 @@ def test_a_request_whose_client_goes_away_stops(serve: Serve, base: Generator, g
         else:
             with pytest.raises(httpx.ReadTimeout):
                 own.post(f"{serving.address}/v1/completions", json=body, timeout=0.3)
-    (row,) = serving.engine._batch.rows
     until(lambda: not serving.engine._job)
     gate.release(1000)
     until(lambda: not serving.engine._batch.rows)
+    (row,) = rows
     assert row.finish_reason is None and row.n_tokens <= 5
     assert ask(serving, "/v1/completions", {"prompt": "The", "max_tokens": 2}).status_code == 200
 

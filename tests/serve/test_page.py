@@ -11,7 +11,7 @@ from pipeline.generate.inspection import inspect
 from pipeline.generate.sampling import Sampling
 from tests import browser
 from tests.browser import Browser, Page
-from tests.serve.conftest import Gate, Serve, Serving
+from tests.serve.conftest import Gate, Serve, Serving, until
 
 pytestmark = pytest.mark.skipif(browser.find() is None, reason="needs Chromium")
 SIZES = [(1200, 900, False), (390, 844, True)]
@@ -96,6 +96,7 @@ def test_writing_stops_at_the_button_and_goes_on(chromium: Browser, serve: Serve
     (row,) = serving.engine._batch.rows
     page.click(".stop")
     page.wait_for("document.querySelector('.status').textContent.startsWith('stopped after')")
+    until(lambda: not serving.engine._job)  # the server has seen it too
     gate.release(1000)
     page.wait_for(f"!{VIEW}.hidden")
     assert row.finish_reason is None and row.n_tokens <= 5

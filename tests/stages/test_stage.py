@@ -180,6 +180,19 @@ def test_a_signal_at_any_moment_ends_a_stage_with_a_sentence(project: Path, numb
     assert running.returncode in (128 + number, 2)  # 2: the last has found the raw shard damaged before
 
 
+def test_a_signal_inside_compiled_code_ends_a_stage_too(tmp_path: Path) -> None:
+    (tmp_path / "wrapping.py").write_text(
+        "import os, signal, stages\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except SystemExit as error:\n    raise ValueError('as pydantic does it') from error\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv[0] = '-m'; import wrapping"],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (found.returncode, found.stderr) == (143, "stopped by SIGTERM; run the same command again\n")
+
+
 def _write(path: Path, text: str) -> None:
     with files.written_whole(path) as partial:
         partial.mkdir()
