@@ -17,7 +17,7 @@ from pipeline.cli.app import app
 from pipeline.cli.compose import compose
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
