@@ -318,6 +318,36 @@ def use(
 
 
 @app.command()
+def sweep(
+    name: Annotated[str, typer.Argument(help="Of a file in configs/sweep/.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set-param", "-S", help="For every run, as for `dvc exp run -S`.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=0, help="Train each run so often, with seeds 1, 2, …; 0: once.")] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which runs there would be.")] = False,
+) -> None:
+    """Queue a set of experiments and start them: `moe sweep experts --seeds 3`. All are checked first."""
+    _in_project("configs/config.yaml", "params.yaml", "dvc.yaml")
+    from pipeline.cli import sweep
+
+    entries = sweep.entries(name, overrides or [], seeds)
+    runs = [run for entry in entries for run in sweep.runs(entry)]
+    for run in runs:
+        console.say(f"run: {' '.join(run)}")
+    if dry_run:
+        console.say(f"sweep: {name} has {len(runs)} runs; nothing was queued")
+        return
+    for entry in entries:
+        sweep.queue(entry)
+    n_threads = sweep.start(jobs)
+    console.say(
+        f"sweep: {len(runs)} runs of {name} started, {jobs} at a time, {n_threads} CPU threads each. "
+        "`dvc queue status` shows them, `dvc exp show` their figures, `dvc queue stop` ends the queue"
+    )
+
+
+@app.command()
 def doctor(
     deep: Annotated[
         bool, typer.Option("--deep", help="Compute with the model's parts and ask servers too: half a minute.")
