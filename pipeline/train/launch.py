@@ -231,5 +231,12 @@ def _end_children(fabric: Fabric) -> None:
 
 
 def _leave_group() -> None:
+    """Leave the group, and free it when the interpreter ends, after the model: its last owner joins its threads.
+
+    Those may want the interpreter's lock, which torch lets go where the owner is this object, not where it is DDP's
+    reducer within the model.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        held = [torch.distributed.group.WORLD]
         torch.distributed.destroy_process_group()
+        atexit.register(held.clear)

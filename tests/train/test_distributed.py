@@ -291,3 +291,19 @@ def test_a_reader_that_ends_while_a_batch_comes_from_it_is_named(error: Exceptio
         launch.processes(tiny(num_workers=1).train, "cpu"),
     ):
         raise error
+
+
+def test_the_group_is_freed_after_the_model_and_not_by_it() -> None:
+    code = """if 1:
+        import atexit, sys, torch.distributed as dist
+        from pipeline.train import launch
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        group = dist.group.WORLD
+        launch._leave_group()
+        assert not dist.is_initialized()
+        before = sys.getrefcount(group)
+        atexit._run_exitfuncs()
+        print(before - sys.getrefcount(group))
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "1\n", done.stderr
