@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -365,6 +366,36 @@ def test_an_experiment_with_fewer_experts_trains_on_the_same_tokens(clone, repro
     assert metrics(clone, "train")["parameters"]["total"] > 0
     shown = run(clone, "dvc", "exp", "show", "--csv")
     assert "model.n_expert" in shown
+
+
+@pytest.mark.timeout(900)
+def test_a_sweep_of_six_runs_goes_two_at_a_time_and_each_has_its_figures(clone, repro, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(clone, project, ignore=shutil.ignore_patterns("wandb", "checkpoints"))
+    (project / "configs/sweep/six.yaml").write_text('- ["model.n_expert=2,4", "train.optimizer.lr=1e-3,2e-3,4e-3"]\n')
+    git(project, "add", "-A")
+    git(project, "commit", "-qm", "a sweep")
+    before = (project / "dvc.lock").read_bytes()
+    with (tmp_path / "said").open("w") as said:  # no pipe: the queue's workers would keep it open
+        environment = os.environ | {"PYTHONPATH": "", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "pipeline.cli", "sweep", "six", "-j", "2", "-S", "evaluate.max_new_tokens=4"]
+        subprocess.run(command, cwd=project, env=environment, stdout=said, stderr=said, check=True)
+    assert "sweep: 6 runs of six started, 2 at a time, 1 CPU threads each" in (tmp_path / "said").read_text()
+    most = 0
+    while (states := run(project, "dvc", "queue", "status")).count("Success") < 6:
+        assert "Failed" not in states, states + run(project, "dvc", "queue", "logs", states.split()[0], check=False)
+        most = max(most, states.count("Running"))
+        time.sleep(2)
+    assert most == 2
+    assert (project / "dvc.lock").read_bytes() == before, "the workspace is the user's"
+    shown = json.loads(run(project, "dvc", "exp", "show", "--json", "--drop", "workspace"))
+    runs = [each["revs"][0]["data"] for row in shown if row["experiments"] for each in row["experiments"]]
+    values = [each["params"]["params.yaml"]["data"] for each in runs]
+    assert {(v["model"]["n_expert"], v["train"]["optimizer"]["lr"]) for v in values} == {
+        (n_expert, lr) for n_expert in (2, 4) for lr in (1e-3, 2e-3, 4e-3)
+    }
+    found = [each["metrics"]["reports/metrics/evaluate.json"]["data"]["bits_per_byte"] for each in runs]
+    assert len(set(found)) == 6 and all(0 < each < 8 for each in found)
 
 
 def test_a_misspelt_override_is_refused_in_the_first_second(clone, repro):
