@@ -342,7 +342,7 @@ def sweep(
         sweep.queue(entry)
     n_threads = sweep.start(jobs)
     console.say(
-        f"sweep: {len(runs)} runs of {name} started, {jobs} at a time, {n_threads} CPU threads each. "
+        f"sweep: {len(runs)} runs of {name} started, {jobs} at a time, CPU threads of each: {n_threads}. "
         "`dvc queue status` shows them, `dvc exp show` their figures, `dvc queue stop` ends the queue"
     )
 

@@ -9,13 +9,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import yaml
 from dvc.utils.hydra import get_hydra_sweeps
 
-from pipeline import params
+from pipeline import console, params
 from pipeline.cli.compose import compose
 from pipeline.errors import UserError
 
@@ -29,7 +29,10 @@ def entries(name: str, overrides: list[str], seeds: int, configs: Path = Path("c
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
         raise UserError(f"{name!r} is no sweep; {path.parent}/ has: {known}")
-    read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
     if not (isinstance(read, list) and read and all(isinstance(entry, list) and _settings(entry) for entry in read)):
         raise UserError(
             f"{path}: allowed is a list of lists of KEY=VALUE; commas need quotes: "
@@ -55,18 +58,18 @@ def runs(entry: list[str]) -> list[list[str]]:
 
 
 def queue(entry: list[str]) -> None:
-    """Let DVC queue the runs of an entry; what it says is shown. Raises UserError where it refuses."""
+    """Let DVC queue the runs of an entry. Raises UserError, with what DVC says, where it refuses."""
     chosen = itertools.chain.from_iterable(("-S", override) for override in entry)
     _dvc("exp", "run", "--queue", *chosen)
 
 
-def start(n_jobs: int) -> int:
-    """Run what is queued, n_jobs at a time, in the background; return the threads that each has on the CPU.
+def start(n_jobs: int) -> str:
+    """Run what is queued, n_jobs at a time, in the background; return OMP_NUM_THREADS of each.
 
     The user's own OMP_NUM_THREADS wins: threads of two runs on one core wait for each other.
     """
-    n_threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // n_jobs))
-    _dvc("queue", "start", "-j", str(n_jobs), OMP_NUM_THREADS=str(n_threads))
+    n_threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // n_jobs))
+    _dvc("queue", "start", "-j", str(n_jobs), OMP_NUM_THREADS=n_threads)
     return n_threads
 
 
@@ -75,6 +78,12 @@ def _settings(entry: list[Any]) -> bool:
 
 
 def _dvc(*command: str, **environment: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "dvc", *command], env={**os.environ, **environment}, check=False)
+    """Run DVC and show what it says at its end: its workers keep what they write to, and a pipe would stay open."""
+    with TemporaryFile("w+", encoding="utf-8") as said:
+        program = [sys.executable, "-m", "dvc", *command]
+        done = subprocess.run(program, env={**os.environ, **environment}, stdout=said, stderr=said, check=False)
+        said.seek(0)
+        words = said.read().strip()
     if done.returncode:
-        raise UserError(f"`dvc {' '.join(command)}` failed; what it said is above")
+        raise UserError(f"`dvc {' '.join(command)}` failed:\n{words}")
+    console.say(words)

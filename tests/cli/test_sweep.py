@@ -45,6 +45,7 @@ def test_values_and_seeds_are_multiplied(configs: Path) -> None:
         ("- [model.n_expert=2,4]", "commas need quotes"),
         ("model.n_expert: 2", "a list of lists"),
         ("[]", "a list of lists"),
+        ("- [model.n_expert=2", "is not valid YAML"),
         ("- [model.n_experts=2]", "n_experts"),
         ('- ["model.n_expert=8,1"]', "the run model.n_expert=1: model.n_expert_per_token: 2; allowed: 1 to n_expert"),
     ],
@@ -69,3 +70,14 @@ def test_a_dry_run_says_the_runs_and_queues_none(monkeypatch: pytest.MonkeyPatch
     done = CliRunner().invoke(app, ["sweep", "dense", "--dry-run"])
     assert done.exit_code == 0
     assert done.output.splitlines()[-1] == "sweep: dense has 3 runs; nothing was queued"
+
+
+@pytest.mark.parametrize(("own", "n_jobs", "threads"), [("", 2, "4"), ("", 16, "1"), ("3", 2, "3")])
+def test_runs_share_the_cores_unless_the_user_says_how(
+    monkeypatch: pytest.MonkeyPatch, own: str, n_jobs: int, threads: str
+) -> None:
+    given: dict[str, str] = {}
+    monkeypatch.setenv("OMP_NUM_THREADS", own)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(sweep, "_dvc", lambda *command, **environment: given.update(environment))
+    assert sweep.start(n_jobs) == threads == given["OMP_NUM_THREADS"]

@@ -312,7 +312,7 @@ def test_a_request_whose_client_goes_away_stops(
         else:
             with pytest.raises(httpx.ReadTimeout):
                 own.post(f"{serving.address}/v1/completions", json=body, timeout=0.3)
-    until(lambda: not serving.engine._job)
+    until(lambda: rows and not serving.engine._job)
     gate.release(1000)
     until(lambda: not serving.engine._batch.rows)
     (row,) = rows
