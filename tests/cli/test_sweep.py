@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pipeline import params
 from pipeline.cli import sweep
 from pipeline.cli.app import app
+from pipeline.cli.compose import compose
 from pipeline.errors import UserError
+from pipeline.model import build
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -24,6 +27,17 @@ def test_each_sweep_that_comes_along_has_several_runs_that_are_accepted(name: st
     entries = sweep.entries(name, [], seeds=0, configs=CONFIGS)
     runs = [run for entry in entries for run in sweep.runs(entry)]
     assert len(runs) >= 3 and len({tuple(run) for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize("name", ["experts", "top_k", "shape"])
+def test_runs_that_are_said_to_compute_the_same_do(name: str, tmp_path: Path) -> None:
+    work = []
+    for run in [run for entry in sweep.entries(name, [], seeds=0, configs=CONFIGS) for run in sweep.runs(entry)]:
+        compose(tmp_path / "params.yaml", CONFIGS, run)
+        parameters = params.load(tmp_path / "params.yaml")
+        count = build.count(parameters.model, 2048)
+        work.append(count.flops_per_token(parameters.train.block_size))
+    assert max(work) < 1.03 * min(work), work
 
 
 def test_values_and_seeds_are_multiplied(configs: Path) -> None:
