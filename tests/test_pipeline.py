@@ -385,8 +385,8 @@ def test_a_sweep_of_six_runs_goes_two_at_a_time_and_each_has_its_figures(clone, 
     while (states := run(project, "dvc", "queue", "status")).count("Success") < 6:
         assert "Failed" not in states, states + run(project, "dvc", "queue", "logs", states.split()[0], check=False)
         most = max(most, states.count("Running"))
-        with contextlib.suppress(psutil.Error):  # of a process that ends meanwhile
-            for process in psutil.process_iter():
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):  # of one that has ended
                 if "stages.train" in process.cmdline() and process.cwd().startswith(str(project)):
                     threads.add(process.environ()["OMP_NUM_THREADS"])
         time.sleep(1)

@@ -45,7 +45,11 @@ def test_what_dvc_watches_follows_from_the_paths(overrides, section, watch, tmp_
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [(path.parent.name, path.stem) for path in sorted((ROOT / "configs").glob("*/*.yaml"))],
+    [
+        (group, path.stem)
+        for group in params.Params.model_fields
+        for path in sorted((ROOT / "configs" / group).iterdir())
+    ],
 )
 def test_every_preset_is_valid_or_says_what_it_needs(group, name, tmp_path):
     needs = {
