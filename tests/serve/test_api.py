@@ -303,7 +303,7 @@ def test_a_request_whose_client_goes_away_stops(
     rows: list[Row] = []
     submit = serving.engine.submit
     monkeypatch.setattr(serving.engine, "submit", lambda new, stream: rows.extend(new) or submit(new, stream))
-    body = {"prompt": PROMPT, "stream": stream, "temperature": 1, "max_tokens": 40}
+    body = {"prompt": PROMPT, "stream": stream, "temperature": 1, "seed": 7, "max_tokens": 40}
     with httpx.Client(timeout=60) as own:
         if stream:
             gate.release(3)
