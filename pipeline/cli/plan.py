@@ -13,6 +13,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from pipeline import console, params
 from pipeline.errors import UserError
 from pipeline.model import build
+from pipeline.model.device import resolve
 from pipeline.tokens import tokenizer as vocabulary
 from pipeline.train import launch, plan
 
@@ -56,7 +57,10 @@ def forecast(
     the time on that GPU. Without a token set (nothing was tokenized yet) what depends on it is left out and said so.
     Raises UserError where params and data do not fit.
     """
-    train, model = params.train, params.model
+    model = params.model
+    elsewhere = card or params.train.device == "cuda"  # or it may be
+    kind = "cuda" if elsewhere else resolve(params.train.device, "train.device").type
+    train = launch.settled(params.train, kind)
     tokenized = (tokenizer / "tokenizer.json").is_file()
     if tokenized and model.vocab_size is not None:  # the tokens here may be of another tokenizer than this model's
         tokenized = vocabulary.vocab_size(tokenizer) <= model.vocab_size
@@ -75,8 +79,7 @@ def forecast(
     need = plan.memory(resolved, train, weights, rows)
     yield f"memory on each device: about {console.size(need.total)} ({need})"
     if memory is not None:
-        device = "cuda" if card or train.device == "cuda" else launch.device_of(train)
-        settings = plan.fitting(resolved, train, weights, rows, torch.device(device).type, memory)
+        settings = plan.fitting(resolved, train, weights, rows, kind, memory)
         yield _within(console.size(memory), need.total <= memory, settings)
     per_token = count.flops_per_token(train.block_size)
     yield f"work: {per_token / 1e6:,.1f} MFLOP per token, forward and backward"

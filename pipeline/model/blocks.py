@@ -1,4 +1,4 @@
-"""litgpt's attention and RMSNorm, with the same weights and values, in fewer passes over memory while training.
+"""litgpt's attention, MLP and RMSNorm, with the same weights and values, in fewer passes over memory while training.
 
 litgpt's are written for every model there is; on a CPU their copies cost as much as a tenth of a step. With a KV cache
 litgpt's own code runs.
@@ -6,14 +6,17 @@ litgpt's own code runs.
 Legend: B batch, T time, C embedding, H query heads, G key/value heads, D head size.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from litgpt.config import Config
-from litgpt.model import GPT, CausalSelfAttention
+from litgpt.model import GPT, CausalSelfAttention, LLaMAMLP
 from litgpt.model import RMSNorm as _RMSNorm
 from torch import Tensor
+
+from pipeline.model.document_attention import attend
 
 
 class RMSNorm(_RMSNorm):
@@ -42,8 +45,27 @@ class _Normalize(torch.autograd.Function):
         return grad_normal.addcmul_(normal, along, value=-1).mul_(scale), grad_weight, None
 
 
+def product(layer: Callable[[Tensor], Tensor], x: Tensor, bfloat16: bool) -> Tensor:
+    """layer(x) in x's dtype, with its matmuls in bfloat16 if asked for (pipeline/model/products.py chooses)."""
+    if not bfloat16:
+        return layer(x)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return layer(x).to(x.dtype)
+
+
+class MLP(LLaMAMLP):
+    """down(silu(gate(x)) · up(x))."""
+
+    in_bfloat16 = False  # how it multiplies
+
+    def forward(self, x: Tensor) -> Tensor:
+        return product(super().forward, x, self.in_bfloat16)
+
+
 class Attention(CausalSelfAttention):
     """Causal self-attention; rotary embedding on queries and keys together, in the layout that the projection gives."""
+
+    in_bfloat16 = False  # how its projections multiply
 
     def forward(
         self,
@@ -57,7 +79,7 @@ class Attention(CausalSelfAttention):
         if input_pos is not None:
             return super().forward(x, cos, sin, mask, input_pos, input_pos_maxp1)
         n_head, n_group, size = self.config.n_head, self.config.n_query_groups, self.config.head_size
-        heads_BTHD = self.qkv(x).unflatten(-1, (n_head + 2 * n_group, size))
+        heads_BTHD = product(self.qkv, x, self.in_bfloat16).unflatten(-1, (n_head + 2 * n_group, size))
         if self.config.norm_qk:
             q_BTHD, k_BTGD, v_BTGD = heads_BTHD.split((n_head, n_group, n_group), dim=2)
             qk_BTHD = torch.cat((self.norm_q(q_BTHD), self.norm_k(k_BTGD)), dim=2)
@@ -68,10 +90,12 @@ class Attention(CausalSelfAttention):
         q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BTGD, v_BTGD))
         if n_group != n_head and not _shares_heads(q, mask):
             k, v = (t.repeat_interleave(n_head // n_group, dim=1) for t in (k, v))
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.size(1) != n_head
-        )
-        return self.proj(y.transpose(1, 2).flatten(2))
+        if mask is not None and mask.dtype != torch.bool:
+            y = attend(q, k, v, mask)
+        else:
+            grouped = k.size(1) != n_head
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+        return product(self.proj, y.transpose(1, 2).flatten(2), self.in_bfloat16)
 
 
 def _shares_heads(q: Tensor, mask: Tensor | None) -> bool:

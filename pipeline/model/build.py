@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from litgpt.config import Config
-from litgpt.model import GPT, LLaMAMLP
+from litgpt.model import GPT
 from torch import Tensor
 
 from pipeline.errors import UserError
@@ -75,6 +75,8 @@ def config(model: Model, vocab_size: int) -> Config:
 class MoEGPT(GPT):
     """litgpt's GPT with `MoE` in the layers that hold experts, and a `hidden` that masks documents."""
 
+    in_bfloat16 = False  # how its head multiplies
+
     def __init__(self, config: Config, model: Model) -> None:
         plain = copy.copy(config)
         plain.mlp_class_name = "LLaMAMLP"  # litgpt's experts, replaced below, are a module each: seconds for thousands
@@ -82,7 +84,7 @@ class MoEGPT(GPT):
         self.config, self.params = config, model
         blocks.put_in(self, config)
         for i, block in enumerate(self.transformer.h):
-            block.mlp = MoE(config, model.norm_topk_prob) if i in moe_layers(model) else LLaMAMLP(config)
+            block.mlp = MoE(config, model.norm_topk_prob) if i in moe_layers(model) else blocks.MLP(config)
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -114,14 +116,21 @@ def documents(idx_BT: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
 
 
 def apart(begins_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions that restart where a document begins [B, T], and who may attend to whom [B, 1, T, T] (True: may).
+    """Positions that restart where a document begins [B, T], and what keeps attention within documents.
 
-    A token attends to itself and to earlier ones of its document.
+    That is who may attend to whom (`may_attend`); on a CPU, which attends to one document at a time, where each token's
+    document begins [B, T].
     """
     place_T = torch.arange(begins_BT.size(1), device=begins_BT.device)
     begin_BT = torch.where(begins_BT, place_T, 0).cummax(1).values
+    return place_T - begin_BT, begin_BT if begins_BT.device.type == "cpu" else may_attend(begin_BT)
+
+
+def may_attend(begin_BT: Tensor) -> Tensor:
+    """[B, 1, T, T] of bool: a token attends to itself and to earlier ones of its document, which begins there."""
+    place_T = torch.arange(begin_BT.size(1), device=begin_BT.device)
     same = begin_BT[:, :, None] == begin_BT[:, None, :]
-    return place_T - begin_BT, (same & (place_T[:, None] >= place_T)).unsqueeze(1)
+    return (same & (place_T[:, None] >= place_T)).unsqueeze(1)
 
 
 # --- building ---------------------------------------------------------------------------------------------------------

@@ -137,20 +137,21 @@ def _experts_cpu(
     down_ECI: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y_NC and, for backward, the hidden h_SJ and each assignment's y_SC."""
-    n_assigned, width = token_S.size(0), down_ECI.size(2)
-    h_SJ = x_NC.new_empty(n_assigned, 2 * width)
-    y_SC = x_NC.new_empty(n_assigned, x_NC.size(1))
+    token_S, rows, width = *_padded(token_S, x_NC), down_ECI.size(2)
+    h_SJ = x_NC.new_empty(len(token_S), 2 * width)
+    y_SC = x_NC.new_empty(len(token_S), x_NC.size(1))
     for e, begin, end in _slices(end_E):
-        h_MJ = h_SJ[begin:end]
-        torch.mm(x_NC.index_select(0, token_S[begin:end]), gate_up_EJC[e].T, out=h_MJ)
-        torch.mm(F.silu(h_MJ[:, :width]).mul_(h_MJ[:, width:]), down_ECI[e].T, out=y_SC[begin:end])
+        padded = _rounded_up(begin, end, rows)
+        h_MJ = h_SJ[padded]
+        torch.mm(x_NC.index_select(0, token_S[padded]), gate_up_EJC[e].T, out=h_MJ)
+        torch.mm(F.silu(h_MJ[:, :width]).mul_(h_MJ[:, width:]), down_ECI[e].T, out=y_SC[padded])
     return _sum_of_rows(y_SC, place_NK, weight_NK), h_SJ, y_SC
 
 
 @_experts_cpu.register_fake
 def _(x_NC: Tensor, weight_NK: Tensor, token_S: Tensor, place_NK: Tensor, end_E: Tensor, *weights: Tensor) -> Any:
-    n_assigned, width = token_S.size(0), weights[0].size(1)
-    return torch.empty_like(x_NC), x_NC.new_empty(n_assigned, width), x_NC.new_empty(n_assigned, x_NC.size(1))
+    n_padded, width = token_S.size(0) + _rows(x_NC) - 1, weights[0].size(1)
+    return torch.empty_like(x_NC), x_NC.new_empty(n_padded, width), x_NC.new_empty(n_padded, x_NC.size(1))
 
 
 @torch.library.custom_op("moe::experts_backward", mutates_args=(), device_types="cpu")
@@ -168,7 +169,7 @@ def _experts_cpu_backward(
     frozen: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x_NC, weight_NK, gate_up_EJC and down_ECI; the last two empty where those are frozen."""
-    width = down_ECI.size(2)
+    token_S, rows, width = *_padded(token_S, x_NC), down_ECI.size(2)
     weight_S1 = torch.empty_like(weight_NK).view(-1)
     weight_S1 = weight_S1.scatter_(0, place_NK.flatten(), weight_NK.flatten())[:, None]
     grad_weight_S = torch.empty_like(weight_S1[:, 0])
@@ -182,21 +183,23 @@ def _experts_cpu_backward(
             grad_gate_up_EJC[e].zero_()
             grad_down_ECI[e].zero_()
             continue
-        token_M = token_S[begin:end]
+        padded = _rounded_up(begin, end, rows)
+        token_M = token_S[padded]
         grad_MC = grad_NC.index_select(0, token_M)
-        torch.linalg.vecdot(grad_MC, y_SC[begin:end], out=grad_weight_S[begin:end])
-        grad_MC *= weight_S1[begin:end]
-        gate_MI, up_MI = h_SJ[begin:end, :width], h_SJ[begin:end, width:]
+        torch.linalg.vecdot(grad_MC[: end - begin], y_SC[begin:end], out=grad_weight_S[begin:end])
+        grad_MC[: end - begin] *= weight_S1[begin:end]
+        grad_MC[end - begin :] = 0  # so that what is too much adds nothing
+        gate_MI, up_MI = h_SJ[padded, :width], h_SJ[padded, width:]
         silu_MI = F.silu(gate_MI)
         if not frozen:
             torch.mm(grad_MC.T, silu_MI * up_MI, out=grad_down_ECI[e])
         grad_MI = grad_MC @ down_ECI[e]
-        grad_h_MJ = h_SJ.new_empty(end - begin, 2 * width)
+        grad_h_MJ = h_SJ.new_empty(len(token_M), 2 * width)
         torch.mul(grad_MI, silu_MI, out=grad_h_MJ[:, width:])
         torch.ops.aten.silu_backward(grad_MI.mul_(up_MI), gate_MI, grad_input=grad_h_MJ[:, :width])
         if not frozen:
             torch.mm(grad_h_MJ.T, x_NC.index_select(0, token_M), out=grad_gate_up_EJC[e])
-        torch.mm(grad_h_MJ, gate_up_EJC[e], out=grad_x_SC[begin:end])
+        torch.mm(grad_h_MJ, gate_up_EJC[e], out=grad_x_SC[padded])
     return _sum_of_rows(grad_x_SC, place_NK), grad_weight_S[place_NK], grad_gate_up_EJC, grad_down_ECI
 
 
@@ -221,6 +224,26 @@ def _backward(ctx: Any, grad_NC: Tensor | None, *_: Any) -> tuple[Tensor | None,
 
 
 _experts_cpu.register_autograd(_backward, setup_context=_keep)
+
+
+def _rows(x: Tensor) -> int:
+    """Experts' slices are rounded up to a multiple of so many rows.
+
+    For each shape in bfloat16, oneDNN generates code, in ten times the time that a small product takes; the sizes of
+    slices are new in each step.
+    """
+    return 32 if x.dtype == torch.bfloat16 else 1
+
+
+def _padded(token_S: Tensor, x: Tensor) -> tuple[Tensor, int]:
+    """The tokens, with room for the last slice's rounding, and what slices are rounded up to."""
+    rows = _rows(x)
+    return (F.pad(token_S, (0, rows - 1)) if rows > 1 else token_S), rows
+
+
+def _rounded_up(begin: int, end: int, rows: int) -> slice:
+    """Past its own rows an expert reads, and writes, those of the next, which writes them anew after it."""
+    return slice(begin, begin + -(-(end - begin) // rows) * rows)
 
 
 def _slices(end_E: Tensor) -> list[tuple[int, int, int]]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from litgpt.config import Config
-from litgpt.model import LLaMAMLP
 from torch import Tensor, nn
 
 from pipeline.model import expert_kernels
+from pipeline.model.blocks import MLP
 from pipeline.model.routing import Router, Routing, autocast_is_on, observe
 
 
@@ -27,6 +27,8 @@ class MoE(nn.Module):
     config.norm_topk_prob with sigmoid). Raises ValueError for a choice of expert *groups*, which is not done here.
     """
 
+    in_bfloat16 = False  # how its experts multiply
+
     def __init__(self, config: Config, norm_topk_prob: bool | None = None) -> None:
         super().__init__()
         if config.n_topk_groups != config.n_expert_groups:
@@ -36,14 +38,13 @@ class MoE(nn.Module):
             norm_topk_prob = kind == "softmax" or config.norm_topk_prob
         n_embd, n_expert, width = (config.n_embd, config.n_expert, config.moe_intermediate_size)
         assert width is not None
+        self.width = width
         self.gate = Router(n_embd, n_expert, config.n_expert_per_token, kind, norm_topk_prob)
         self.gate_up_EJC = nn.Parameter(torch.empty(n_expert, 2 * width, n_embd))
         self.down_ECI = nn.Parameter(torch.empty(n_expert, n_embd, width))
         nn.init.normal_(self.gate_up_EJC, std=0.02)
         nn.init.normal_(self.down_ECI, std=0.02)
-        self.shared_experts = (
-            LLaMAMLP(config, intermediate_size=width * config.n_shared_expert) if config.n_shared_expert else None
-        )
+        self.shared_experts = MLP(config, width * config.n_shared_expert) if config.n_shared_expert else None
         self.routed_scaling_factor = config.routed_scaling_factor
         self.routing: Routing | None = None
         self.register_state_dict_post_hook(_to_litgpt_names)
@@ -59,11 +60,11 @@ class MoE(nn.Module):
         self.routing = observe(count_E, logits_NE, probability_NE) if self.training else None
         if self.routed_scaling_factor != 1.0:
             weight_NK = weight_NK * self.routed_scaling_factor
-        dtype = _compute_dtype(x_NC)
+        dtype = torch.bfloat16 if self.in_bfloat16 else _compute_dtype(x_NC)
         y_NC = expert_kernels.experts(
             x_NC.to(dtype), weight_NK.to(dtype), order_S, end_E, gate_up_EJC.to(dtype), down_ECI.to(dtype)
         )
-        y_BTC = y_NC.view(x_BTC.shape)
+        y_BTC = (y_NC.to(x_NC.dtype) if self.in_bfloat16 else y_NC).view(x_BTC.shape)
         return y_BTC if self.shared_experts is None else y_BTC + self.shared_experts(x_BTC)
 
 

@@ -63,7 +63,9 @@ class Train(Section):
     devices: Annotated[int, Field(ge=1, le=1024)] = Field(description="processes (GPUs, or CPU processes) on each node")
     num_nodes: Annotated[int, Field(ge=1, le=65_536)]
     strategy: Literal["auto", "ddp", "fsdp"]
-    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"] = Field(
+        description="auto: mixed on a GPU; on a CPU 32-true, with matmuls in bfloat16 where those are faster"
+    )
     compile: Annotated[Literal["auto", "on", "off"], Switch] = Field(
         description="auto: only where compiling pays back within the run"
     )
@@ -106,7 +108,7 @@ class Train(Section):
             raise ValueError("max_tokens: one of max_tokens, max_steps and max_epochs must be set (the schedule's end)")
         if self.device == "cpu" and self.precision == "16-mixed":
             raise ValueError("precision: 16-mixed needs a GPU; on device: cpu take 32-true")
-        if self.device == "mps" and self.precision != "32-true":
+        if self.device == "mps" and self.precision not in ("auto", "32-true"):
             raise ValueError(f"precision: {self.precision} is not supported on device: mps; take 32-true")
         if refusal := OPTIMIZERS[self.optimizer.name].refusal(self.optimizer.name, self.device, self.strategy):
             raise ValueError(refusal)

@@ -48,13 +48,24 @@ def device_of(train: Train) -> str:
         raise UserError(f"train.devices = {train.devices}; {here}, which is one device")
     if device == "cpu" and train.precision == "16-mixed":
         raise UserError(f"train.precision = '16-mixed' needs a GPU; {here}: take 32-true or bf16-mixed")
-    if device == "mps" and train.precision != "32-true":
+    if device == "mps" and train.precision not in ("auto", "32-true"):
         raise UserError(f"train.precision = {train.precision!r}; {here}, allowed there: 32-true")
     if device == "cuda" and train.precision.startswith("bf16") and not torch.cuda.is_bf16_supported(False):
         raise UserError(f"train.precision = {train.precision!r}, but this GPU has no bfloat16; take 16-mixed")
     if refusal := OPTIMIZERS[train.optimizer.name].refusal(train.optimizer.name, device, train.strategy):
         raise UserError(f"train.{refusal} ({here})")
     return device
+
+
+def settled(train: Train, device: str) -> Train:
+    """With `precision: auto` resolved for a GPU; on a CPU it stays, and pipeline/model/products.py resolves it."""
+    if train.precision != "auto" or device == "cpu":
+        return train
+    precision = "32-true"
+    if device == "cuda":
+        bfloat16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(False)  # for one that is not here
+        precision = "bf16-mixed" if bfloat16 else "32-true" if train.strategy == "fsdp" else "16-mixed"
+    return train.model_copy(update={"precision": precision})
 
 
 def fabric_for(train: Train, device: str) -> Fabric:

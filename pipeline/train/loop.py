@@ -17,14 +17,14 @@ from lightning.fabric import Fabric
 
 from pipeline import console, tracking
 from pipeline.errors import UserError
-from pipeline.model import build, checkpoint_folder
+from pipeline.model import build, checkpoint_folder, products
 from pipeline.model.layout import moe_layers
 from pipeline.params import Params
 from pipeline.train import data, launch, optimizers, plan
 from pipeline.train import resume as resumption
 from pipeline.train.gate import Gate
 from pipeline.train.history import History, plots_of
-from pipeline.train.process import Interrupted, Interruption, Stopping
+from pipeline.train.process import Interrupted, Interruption, Stopping, keep_freed_memory
 from pipeline.train.step import Objective, Step, StepMetrics
 from pipeline.train.wrap import Compiling, recompute_blocks
 
@@ -55,17 +55,20 @@ def train(
     not fit, and later where the loss stays not finite, memory runs out or the routing gate fails; Interrupted after
     SIGINT or SIGTERM.
     """
-    device = launch.device_of(params.train)
+    device, asked = launch.device_of(params.train), params
+    params = params.model_copy(update={"train": launch.settled(params.train, device)})
     planned = plan.make(params, tokens, tokenizer, adapter)
     for samples in (planned.samples, planned.val):
         samples.verify()
+    if device == "cpu":
+        keep_freed_memory()
     with launch.processes(params.train, device) as fabric:
 
         def find() -> resumption.Beginning:
             plan.remarks(planned, params)
             if device == "cpu" and torch.get_num_threads() > 1:
                 plan.warn_of_busy_cores()
-            begin = resumption.find(params, planned, tokens, tokenizer, runs, resume)
+            begin = resumption.find(asked, planned, tokens, tokenizer, runs, resume)
             if begin.checkpoint is None and before is not None:
                 before(planned.vocab_size)
             return begin
@@ -105,7 +108,9 @@ class _Trainer:
         self.done, self.non_finite_steps, self._elapsed = 0, 0, 0.0
         self.validated = -1  # the step of the last validation
         self.last: dict[str, float] = {}  # the latest of each metric
+        self.products: list[str] | None = None
         compiled = self._restore(begin.checkpoint) if begin.checkpoint else None
+        products.use(self.gpt, self._products())
         self.first = self.done
         work = planned.total_steps * planned.tokens_per_step * planned.flops_per_token / fabric.world_size
         self.compiling = Compiling(self.gpt, self.config.compile, fabric, work, compiled)
@@ -123,6 +128,20 @@ class _Trainer:
             recompute_blocks(gpt)
         return gpt
 
+    def _products(self) -> list[str]:
+        """The kinds of product that are computed in bfloat16; a run that goes on computes them as it did before."""
+        if self.config.precision != "auto":
+            return []
+        if self.products is None:
+            tokens = self.config.micro_batch_size * self.config.block_size
+            gains = launch.from_rank_zero(self.fabric, lambda: products.probe(self.gpt, tokens, self.config.loss_chunk))
+            self.products = products.worthwhile(gains)
+            if self.fabric.is_global_zero:
+                tried = ", ".join(f"{kind} {gain:.1f} ×" for kind, gain in gains.items())
+                chosen = ", ".join(self.products) or "nothing"
+                console.say(f"train: matmuls in bfloat16 for {chosen} (tried beside float32, faster by: {tried})")
+        return self.products
+
     def run(
         self, into: Path, tokenizer: Path, live: Path, plots: Path | None, tracker: tracking.Run | None
     ) -> dict[str, Any]:
@@ -131,7 +150,7 @@ class _Trainer:
         if self.fabric.is_global_zero:
             resumption.forget_after(self.begin.folder, self.done, self.begin.checkpoint)
             self.history = History(self.begin.folder, live, tracker, self.moe_layers, self.done)
-        self.peak, self.peak_origin = plan.peak_flops(self.fabric.device, self.config.precision)
+        self.peak, self.peak_origin = plan.peak_flops(self.fabric.device, self._precision())
         self._announce()
         reason = self._steps()
         if not self._is_saved():
@@ -199,6 +218,12 @@ class _Trainer:
         self._elapsed, self._resumed_at = self.elapsed, None
         return reason
 
+    def _precision(self) -> str:
+        """As the parameters say, or what `auto` came to on a CPU."""
+        if self.config.precision != "auto":
+            return self.config.precision
+        return "32-true, matmuls in bfloat16" if self.products else "32-true"
+
     def _is_finished(self) -> bool:
         return self.done >= self.plan.total_steps
 
@@ -242,7 +267,7 @@ class _Trainer:
         size = f"{count.total / 1e6:,.2f} M parameters ({count.active / 1e6:,.2f} M active)"
         to_go = f"{tokens:,} tokens to go ({steps:,} steps of {self.plan.tokens_per_step:,})"
         console.say(
-            f"train: {size}, {to_go}, {self.plan.epochs:.2f} epochs in all, on {device} in {self.config.precision}; "
+            f"train: {size}, {to_go}, {self.plan.epochs:.2f} epochs in all, on {device} in {self._precision()}; "
             f"about {console.duration(tokens * self.plan.flops_per_token / rate)}"
         )
 
@@ -314,7 +339,8 @@ class _Trainer:
             "non_finite_steps": self.non_finite_steps,
             "device": self.fabric.device.type,
             "devices": self.fabric.world_size,
-            "precision": self.config.precision,
+            "precision": self._precision(),
+            "products_in_bfloat16": self.products or [],
             "compiled": self.compiling.done,
             "resumed_from": self.first if self.begin.checkpoint else None,
             "routing": routing,
@@ -353,6 +379,7 @@ class _Trainer:
             "compiled": self.compiling.done,
             "elapsed": self.elapsed,
             "validated": self.validated,
+            "products": self.products,
         }
         if self.fabric.is_global_zero:
             keep = 1 if self._is_finished() else self.config.keep_checkpoints
@@ -372,7 +399,7 @@ class _Trainer:
         self._use_threads(state["threads"])
         self.gate.load(state["gate"])
         self.done, self.last, self.non_finite_steps = checkpoint.step, state["last"], state["non_finite_steps"]
-        self._elapsed, self.validated = state["elapsed"], state["validated"]
+        self._elapsed, self.validated, self.products = state["elapsed"], state["validated"], state["products"]
         return bool(state["compiled"])
 
     def _use_threads(self, before: int) -> None:

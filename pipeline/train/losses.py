@@ -54,14 +54,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         total = hidden_NC.new_zeros((), dtype=torch.float32)
         for begin in range(0, target_N.size(0), chunk):
             hidden, target = (hidden_NC[begin : begin + chunk], target_N[begin : begin + chunk])
-            log_p = F.log_softmax(F.linear(hidden, head_VC).float(), dim=-1)
-            total += F.nll_loss(log_p, target, ignore_index=IGNORE, reduction="sum")
+            kept, place = (target != IGNORE)[:, None], target.clamp(min=0)[:, None]
+            logits = F.linear(hidden, head_VC).float()
+            p = logits.softmax(-1)
+            # -log p of the target by way of the likeliest token, whose p never underflows: one pass of exp, not two.
+            nll = logits.amax(-1, True) - p.amax(-1, True).log() - logits.gather(1, place)
+            total += torch.where(kept, nll, 0.0).sum()
             if grad_hidden_NC is None and grad_head_VC is None:
                 continue
-            kept = (target != IGNORE)[:, None]
-            grad_logits = log_p.exp_()
-            grad_logits.scatter_add_(1, target.clamp(min=0)[:, None], grad_logits.new_full((len(target), 1), -1.0))
-            grad_logits = grad_logits.to(head_VC.dtype)
+            grad_logits = p.scatter_add_(1, place, p.new_full((len(target), 1), -1.0)).to(head_VC.dtype)
             if grad_hidden_NC is not None:
                 grad_hidden_NC[begin : begin + chunk] = (grad_logits @ head_VC) * kept
             if grad_head_VC is not None:

@@ -186,7 +186,7 @@ def memory(model: Model, train: Train, weights: Weights, rows: int) -> Memory:
     optimizer = OPTIMIZERS[train.optimizer.name].state_bytes(weight)
     shards = train.devices * train.num_nodes if train.strategy == "fsdp" else 1
     held, trained = (weights.trained + weights.frozen) / shards, weights.trained / shards
-    copies = 2 * (weights.trained + weights.frozen) if train.precision.endswith("mixed") else 0  # autocast's, kept
+    copies = 2 * (weights.trained + weights.frozen) if train.precision.endswith(("mixed", "auto")) else 0  # kept
     summed = weights.summed + weights.summed // model.n_layer  # kept for backward, where a layer's has its gradient too
     activations = copies + summed * weight + _activations(model, train, rows)
     return Memory(round(held * weight), round(trained * weight), round(trained * optimizer), activations)
@@ -199,7 +199,7 @@ def _activations(model: Model, train: Train, rows: int) -> int:
     assignment to an expert its input, output and four widths (of a dense MLP four widths). With checkpointing it keeps
     its input, and one layer at a time all.
     """
-    size = 4 if train.precision == "32-true" else 2
+    size = 4 if train.precision in ("32-true", "auto") else 2
     tokens = train.micro_batch_size * train.block_size
     head = model.head_size or model.n_embd // model.n_head
     attention = 6 * model.n_embd + (2 * model.n_head + 2 * model.n_query_groups) * head
@@ -337,7 +337,7 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
         known = known_card(torch.cuda.get_device_name(device))
         if known:
             return DATASHEET[known] * 1e12, f"datasheet of {known}"
-    dtype = {"32-true": torch.float32, "16-mixed": torch.float16}.get(precision, torch.bfloat16)
+    dtype = {"32-true": torch.float32, "auto": torch.float32, "16-mixed": torch.float16}.get(precision, torch.bfloat16)
     return gemm_flops(device, dtype), f"measured matmul in {str(dtype).removeprefix('torch.')}"
 
 

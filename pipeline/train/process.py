@@ -3,8 +3,10 @@
 Imports no torch, so that the stage knows them before it loads it.
 """
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -28,6 +30,19 @@ def rank() -> int:
         return int(os.environ["RANK"])
     given = (os.environ.get(name, "") for name in ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
     return max([int(number) for number in given if number.isdigit()], default=0)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step: what it gives back costs a page fault for every 4 KB taken anew.
+
+    On a CPU that was a tenth of a step. Memory at the peak is what it was. MALLOC_… of the environment has precedence.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_threshold, 32 * 2**20)  # the most that it takes
 
 
 class Interrupted(Exception):  # noqa: N818 - no error

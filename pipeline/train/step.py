@@ -14,6 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from pipeline.model.blocks import product
 from pipeline.model.build import MoEGPT, apart, documents
 from pipeline.model.routing import Routing, RoutingStats, RoutingTotals, routing
 from pipeline.params import Train
@@ -57,7 +58,8 @@ class Objective(nn.Module):
         elif self._eos_id is not None:
             layout = documents(idx_BT, self._eos_id)
         x_BTC = self.gpt.hidden(idx_BT, *layout)
-        lm = losses.cross_entropy(x_BTC, self.gpt.lm_head.weight, target_BT, self._chunk)
+        head_VC = self.gpt.lm_head.weight
+        lm = product(lambda x: losses.cross_entropy(x, head_VC, target_BT, self._chunk), x_BTC, self.gpt.in_bfloat16)
         # Right after the forward: activation checkpointing runs it again in backward.
         self.seen = routing(self.gpt) if self.training else []
         if not self.seen:

@@ -190,7 +190,7 @@ def test_kernels_are_those_that_the_projects_model_meets(tmp_path: Path, monkeyp
     assert found("kernels", computing.CHECKS)[0] == "warn"
     on_cpu = ["train.device=cpu", "train.optimizer.name=adamw"]
     for overrides, expected in [
-        ([], "experts: a loop over experts, for CPUs (32-true on cpu)"),
+        ([], "experts: a loop over experts, for CPUs (auto on cpu)"),
         (["train.precision=bf16-true", "model.first_k_dense_replace=1"], "for CPUs (bf16-true on cpu)"),
         (["train.precision=bf16-mixed", "model=microstories"], "experts: none (bf16-mixed on cpu)"),
     ]:

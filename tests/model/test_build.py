@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline import params
 from pipeline.errors import UserError
 from pipeline.model import build, checkpoint_folder
-from pipeline.model.build import MoEGPT, documents
+from pipeline.model.build import MoEGPT, documents, may_attend
 from pipeline.model.layout import moe_layers
 from pipeline.model.moe import MoE
 from tests.model.small import tiny
@@ -113,8 +113,10 @@ def test_a_document_does_not_see_its_neighbours(lengths: list[int]) -> None:
 
 
 def test_positions_and_mask_of_documents() -> None:
-    position_BT, mask = documents(torch.tensor([[5, 9, 9, 4, 4], [1, 2, 3, 4, 9]]), eos_id=9)
+    position_BT, begin_BT = documents(torch.tensor([[5, 9, 9, 4, 4], [1, 2, 3, 4, 9]]), eos_id=9)
     assert position_BT.tolist() == [[0, 1, 0, 0, 1], [0, 1, 2, 3, 4]]
+    assert begin_BT.tolist() == [[0, 0, 2, 3, 3], [0, 0, 0, 0, 0]]
+    mask = may_attend(begin_BT)
     assert mask[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1],
     ]  # fmt: skip

@@ -23,6 +23,7 @@ def tiny(model: dict[str, Any] | None = None, optimizer: dict[str, Any] | None =
     raw["train"] |= {
         "device": "cpu", "block_size": 32, "global_batch_size": 8, "micro_batch_size": 4, "max_tokens": None,
         "max_steps": 12, "eval_every": 0, "eval_samples": 8, "log_every": 1, "checkpoint_every": 2, "compile": "off",
+        "precision": "32-true",
     } | train  # fmt: skip
     raw["train"]["optimizer"] |= optimizer or {}
     raw["evaluate"]["stride"] = None

@@ -18,7 +18,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.hashing import file_sha256
-from pipeline.model import build
+from pipeline.model import build, products
 from pipeline.params import Params
 from pipeline.train import optimizers, plan, resume
 from tests.train.small import ROOT, assert_same_bytes, run, tiny, weights
@@ -397,6 +397,28 @@ def test_a_resumed_run_computes_with_as_many_threads_as_before(
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
     assert "computing with 2 threads, as before it was stopped (here it would be 1)" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_multiplies_as_it_began_whatever_is_faster_by_then(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`precision: auto` is settled by a clock, once in a run."""
+    settings: dict[str, Any] = {"precision": "auto", "max_steps": 3}
+    gains = dict.fromkeys(products.KINDS, 9.0)
+    monkeypatch.setattr(products, "probe", lambda *_: gains)
+    report = run(corpus, tmp_path / "whole", tiny(**settings))
+    assert report["precision"] == "32-true, matmuls in bfloat16" and report["products_in_bfloat16"] == [*gains]
+    run(corpus, tmp_path / "stopped", tiny(**settings, max_minutes=1e-9))
+    gains = dict.fromkeys(gains, 0.1)
+    assert run(corpus, tmp_path / "stopped", tiny(**settings))["products_in_bfloat16"] == [*gains]
+    assert_same_bytes(tmp_path / "stopped", tmp_path / "whole")
+    assert "faster by: attention 9.0 ×, mlp 9.0 ×" in capsys.readouterr().out
+    report = run(corpus, tmp_path / "exact", tiny(**settings))
+    assert report["precision"] == "32-true" and report["products_in_bfloat16"] == []
+    run(corpus, tmp_path / "explicit", tiny(**settings | {"precision": "32-true"}))
+    assert_same_bytes(tmp_path / "exact", tmp_path / "explicit")
+    with pytest.raises(AssertionError):
+        assert_same_bytes(tmp_path / "exact", tmp_path / "whole")
 
 
 def test_what_changed_meanwhile_ends_training_at_a_checkpoint_that_stays(corpus: Path, tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def _kernels() -> str:
     parameters = params.load()
     train = parameters.train.model_copy(update={"devices": 1, "num_nodes": 1})
     device = launch.device_of(train)
+    train = launch.settled(train, device)
     n_layer = (moe_layers(parameters.model) or [0])[0] + 1
     dtype = torch.bfloat16 if train.precision == "bf16-true" else None
     vocab_size = 64
@@ -89,6 +90,8 @@ def _kernels() -> str:
     with launch.fabric_for(train, device).autocast(), _Seen() as seen:
         gpt.hidden(idx_BT, position_BT, mask)
     how = {name.removeprefix("_scaled_dot_product_") for name in seen.names if name.startswith("_scaled_dot_product_")}
+    if "document_attention" in seen.names:
+        how.add("flash attention for cpu, a document at a time")
     attention = ", ".join(sorted(how)).replace("_", " ") or "the plain formula, which holds all scores in memory"
     if not moe_layers(build.resolved(small, vocab_size)):
         experts = "none"
