@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,6 +69,7 @@ CORPORA: dict[str, list[str]] = {
     "tinystories": ["download=local", "download.path=corpus.txt"],
     "code": ["download=local", "clean=code", "download.path=corpus", "download.pattern='**/*.py'"],
 }
+_COMPOSING = threading.Lock()  # Hydra has one state for all threads
 app = typer.Typer(add_completion=False)
 
 
@@ -138,7 +140,8 @@ def _stages(folder: Path, settings: list[str], stages: list[str]) -> None:
         source = ROOT / name if name == "configs" else folder.parent / name
         if source.exists() and not (folder / name).exists():
             (folder / name).symlink_to(source)
-    compose(folder / "params.yaml", ROOT / "configs", settings)
+    with _COMPOSING:
+        compose(folder / "params.yaml", ROOT / "configs", settings)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
     for stage in stages:
         command = [sys.executable, "-m", f"stages.{stage}"]

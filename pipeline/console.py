@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -22,6 +23,10 @@ def warn(text: str) -> None:
 
 def fail(text: str) -> None:
     _err.print(f"error: {text}", style="red", markup=False)
+
+
+def table(shown: Table) -> None:
+    _out.print(shown, soft_wrap=False)
 
 
 def duration(seconds: float) -> str:

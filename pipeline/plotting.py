@@ -6,6 +6,8 @@ with style():
     save(figure, Path("reports/plots/train/loss.png"))
 """
 
+import io
+import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from pipeline.files import written_whole
 
 # FIRST and SECOND are the two series: a contrast of 4.5:1 on white.
 INK, MUTED, LINE, FIRST, SECOND = "#1d2430", "#5b6575", "#d9dee7", "#2a62c9", "#b3541e"
+_CSS = {INK: "ink", MUTED: "muted", LINE: "line", FIRST: "first", SECOND: "second"}
 # fmt: off
 _CJK = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei", "SimHei")
 _STYLE: dict[Any, Any] = {
@@ -86,3 +89,18 @@ def save(figure: Figure, path: Path) -> None:
     """Write a PNG on white, whole or not at all, with no date or version in it."""
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=144, facecolor="white", metadata={"Software": None})
+
+
+def svg(figure: Figure) -> str:
+    """The drawing as SVG to put into a page; its colours are CSS variables: light or dark as the page is."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", text)  # names nobody refers to, the same in every drawing
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    for colour, name in _CSS.items():
+        text = text.replace(colour, f"var(--{name})")
+    return text

@@ -400,6 +400,13 @@ def test_a_sweep_of_six_runs_goes_two_at_a_time_and_each_has_its_figures(clone, 
     }
     found = [each["metrics"]["reports/metrics/evaluate.json"]["data"]["bits_per_byte"] for each in runs]
     assert len(set(found)) == 6 and all(0 < each < 8 for each in found)
+    said = run(project, "pipeline.cli", "compare", COLUMNS="200")
+    assert all(f"{value:.4f}" in said for value in found)
+    assert "n_expert=4, optimizer.lr=0.004" in said and "8 runs" in said.split("compare: ")[1], said
+    page = (project / "reports/compare.html").read_text()
+    assert page.count("<svg") == 2 and "not in DVC" not in page
+    refused = run(project, "pipeline.cli", "compare", "no-such", check=False)
+    assert "'no-such' is no experiment, commit, branch or tag here; experiments: " in refused
 
 
 def test_a_misspelt_override_is_refused_in_the_first_second(clone, repro):

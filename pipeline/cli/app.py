@@ -348,6 +348,25 @@ def sweep(
 
 
 @app.command()
+def compare(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Experiments, commits, branches or `workspace`; none: this commit's experiments."),
+    ] = None,
+    html: Annotated[Path, typer.Option(help="The page to write.")] = Path("reports/compare.html"),
+) -> None:
+    """Show experiments side by side: what differs, quality, speed and size, here and on a page with curves."""
+    _in_project("dvc.yaml", "params.yaml")
+    from pipeline.cli.compare import experiments, pages
+
+    settings = experiments.settings(experiments.read(names or []))
+    pages.show(settings)
+    pages.write(html, settings)
+    runs = sum(len(setting.experiments) for setting in settings)
+    console.say(f"compare: {len(settings)} settings, {runs} runs; curves over tokens and over seconds: {html}")
+
+
+@app.command()
 def doctor(
     deep: Annotated[
         bool, typer.Option("--deep", help="Compute with the model's parts and ask servers too: half a minute.")

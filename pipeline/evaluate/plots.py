@@ -6,8 +6,6 @@ Each picture is a function in PICTURES. It is drawn once; in the SVG colours bec
 can be light or dark. Drawings are narrow, so that on a phone their letters keep their size.
 """
 
-import io
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,11 @@ import pyarrow.csv
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from pipeline.plotting import FIRST, INK, LINE, MUTED, SECOND, heat_map, loss_curve, new, save, style
+from pipeline.plotting import FIRST, MUTED, heat_map, loss_curve, new, save, style, svg
 
 Curve = dict[str, list[tuple[float, float]]]  # the points of train and validation: tokens seen, loss
 Drawn = tuple[Figure, list[dict[str, Any]]]  # and the rows of its CSV; no rows: no CSV
 
-_CSS = {INK: "ink", MUTED: "muted", LINE: "line", FIRST: "first", SECOND: "second"}
 _WIDTH, _HEIGHT = 4.2, 2.6  # inches
 _FEWEST = 0.05  # of the tokens of the position that has most; below this a position's mean is noise
 
@@ -37,7 +34,7 @@ def draw(details: dict[str, Any], curve: Curve, into: Path) -> dict[str, str]:
             if (drawn := picture({**details, "curve": curve})) is None:
                 continue
             figure, rows = drawn
-            svgs[name] = _svg(figure)
+            svgs[name] = svg(figure)
             figure.suptitle(title, fontsize=11)  # the report has captions of its own
             save(figure, into / f"{name}.png")
             if rows:
@@ -120,17 +117,3 @@ PICTURES: dict[str, tuple[str, Callable[[dict[str, Any]], Drawn | None]]] = {
     "experts": ("Load of each expert over an even share", _experts),
     "agreement": ("Agreement between layers", _agreement),
 }
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", text)  # names nobody refers to, the same in every drawing
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    for colour, name in _CSS.items():
-        text = text.replace(colour, f"var(--{name})")
-    return text

@@ -68,9 +68,13 @@ class History:
             if name != "step":
                 self._live.log_metric(name, value)
 
-    def column(self, name: str) -> list[tuple[int, int, float]]:
-        """(step, tokens, value) of one column where it has any."""
-        return [(int(row["step"]), int(row["tokens"]), float(row[name])) for row in self.rows if row[name] != ""]
+    def column(self, name: str) -> list[tuple[int, int, float, float]]:
+        """(step, tokens, seconds, value) of one column where it has any."""
+        return [
+            (int(row["step"]), int(row["tokens"]), float(row["seconds"]), float(row[name]))
+            for row in self.rows
+            if row[name] != ""
+        ]
 
     def close(self) -> None:
         self._metrics.close()
@@ -120,9 +124,10 @@ def plots_of(history: History, layers: list[list[int]], into: Path) -> None:
         partial.mkdir()
         for name, column, rows in (("loss", "lm_loss", train), ("val_loss", "val_loss", val)):
             with (partial / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("step", "tokens", column), *rows])
-        points = {"train": [(float(at), y) for _, at, y in train], "validation": [(float(at), y) for _, at, y in val]}
-        figure = plotting.loss_curve({name: series for name, series in points.items() if series}, 7, 4)
+                csv.writer(file).writerows([("step", "tokens", "seconds", column), *rows])
+        points = {"train": train, "validation": val}
+        series = {name: [(float(at), y) for _, at, _, y in rows] for name, rows in points.items() if rows}
+        figure = plotting.loss_curve(series, 7, 4)
         figure.suptitle("Loss", fontsize=11)
         plotting.save(figure, partial / "loss.png")
         if layers:
