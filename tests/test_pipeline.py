@@ -1,5 +1,6 @@
 """The whole DAG, run by DVC on a tiny configuration in a clone of its own: what runs, what not, what comes out."""
 
+import base64
 import contextlib
 import csv
 import gzip
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -40,18 +42,33 @@ FINETUNE = {  # stage of finetune/dvc.yaml → its module
     "finetune/export": "export_finetuned",
 }
 MODULES = dict(zip(STAGES, STAGES, strict=True)) | FINETUNE
+# precision: two runs are compared byte by byte, and for so small a model `auto` could settle either way.
 TINY = """
 download: {documents: 300}
 tokenizer: {vocab_size: 400, chunk_tokens: 16384}
 model: {block_size: 64, n_layer: 2, n_embd: 32, n_head: 2, n_query_groups: 1, intermediate_size: 64, n_expert: 4,
         moe_intermediate_size: 32}
 train: {block_size: 64, global_batch_size: 8, micro_batch_size: 4, max_tokens: 8192, device: cpu, compile: "off",
-        eval_every: 8, eval_samples: 8, checkpoint_every: 8}
+        eval_every: 8, eval_samples: 8, checkpoint_every: 8, precision: 32-true}
 evaluate: {batch_size: 8, train_sample_tokens: 512, max_new_tokens: 12, prompts: [Once upon a time], device: cpu,
            temperatures: [0.0, 0.8], baseline_bytes: 20000, memorisation_bytes: 20000}
 instruct: {conversations: 300, val_fraction: 0.1}
 finetune: {max_steps: 8, eval_every: 4}
 """
+
+
+# Planted where people have theirs; each is looked for in all that a run writes.
+KEYS = {
+    name: f"planted-{name.lower()}-b3c1f7"
+    for name in (
+        "HF_TOKEN",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "GITHUB_TOKEN",
+        "MOE_SERVE_TOKEN",
+        "MOE_TOKEN_EXAMPLE_ORG",
+    )
+}
 
 
 def run(folder: Path, *command: str, check: bool = True, **environment: str) -> str:
@@ -63,6 +80,7 @@ def run(folder: Path, *command: str, check: bool = True, **environment: str) -> 
         "WANDB_MODE": "disabled",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",  # bit-identical results, and two tests at a time do not fight for the cores
+        **KEYS,
         **environment,
     }
     done = subprocess.run(
@@ -71,6 +89,15 @@ def run(folder: Path, *command: str, check: bool = True, **environment: str) -> 
     output = done.stdout + done.stderr
     assert not check or done.returncode == 0, output
     return output
+
+
+def written(*folders: Path) -> Iterator[tuple[str, bytes]]:
+    """Every file, links followed once, and what is in it; of what is packed also what was packed."""
+    for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        yield str(path), content
+        with contextlib.suppress(zlib.error):
+            yield f"{path}, unpacked", zlib.decompressobj(wbits=47).decompress(content)  # zlib (Git) and gzip
 
 
 def ran(output: str) -> list[str]:
@@ -119,9 +146,14 @@ def watched(server: WandbServer, home: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def repro(clone, wandb_server, tmp_path_factory) -> str:
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def repro(clone, wandb_server, home) -> str:
     """What the first `dvc repro` printed; it was watched by W&B."""
-    return run(clone, "dvc", "repro", **watched(wandb_server, tmp_path_factory.mktemp("home")))
+    return run(clone, "dvc", "repro", **watched(wandb_server, home))
 
 
 def metrics(clone: Path, stage: str) -> dict:
@@ -162,6 +194,17 @@ def test_mirroring_again_uploads_nothing(clone, repro, wandb_server, tmp_path):
     before = dict(wandb_server.bytes_uploaded)
     run(clone, "pipeline.cli", "mirror", **watched(wandb_server, tmp_path))
     assert dict(wandb_server.bytes_uploaded) == before
+
+
+def test_keys_of_the_environment_are_in_nothing_that_was_written_or_said(clone, repro, wandb_server, home):
+    """Neither in a file of the project, DVC's cache, Git, W&B's folder and home, nor in what W&B's server was told."""
+    keys = {*KEYS.values(), wandb_server.environment["WANDB_API_KEY"]}
+    keys |= {base64.b64encode(f"api:{key}".encode()).decode() for key in keys}  # as a header has it
+    told = [("W&B's runs", repr((wandb_server.runs, wandb_server.versions)).encode())]
+    told += [(f"W&B's file {name}", blob) for name, blob in wandb_server.blobs.items()]
+    places = [("the output", repro.encode()), *told, *written(clone, home)]
+    assert len(places) > 300 and any("wandb/run-" in name for name, _ in places)
+    assert [(name, key) for name, content in places for key in keys if key.encode() in content] == []
 
 
 @pytest.mark.timeout(600)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KINDS = ("attention", "mlp", "experts", "head")  # projections of attention, dense and shared MLPs, experts, logits
 _WORTH_IT = 1.3  # times as fast; below, it is not worth the rounding
 _MOST = (256, 2048, 2048)  # rows, inputs and outputs of a product that is tried: speed changes little beyond
+_SMALL = (64, 128, 128)
 _TIMES = 3
 
 
@@ -47,7 +48,7 @@ def probe(gpt: "MoEGPT", tokens: int, chunk: int) -> dict[str, float]:
     `tokens`: in a micro batch; `chunk`: whose logits are held at a time. Takes some tens of milliseconds.
     """
     shapes = _shapes(gpt, tokens, chunk)
-    if _gain((16, 64, 64)) < 0.5:  # emulated, at a hundredth of the speed or less: larger ones would take seconds
+    if _gain(_SMALL) < 0.3:  # emulated, at a hundredth of the speed or less: larger ones would take seconds
         return dict.fromkeys(shapes, 0.0)
     return {kind: _gain(shape) for kind, shape in shapes.items()}
 
