@@ -17,7 +17,7 @@ from pipeline.cli.app import app
 from pipeline.cli.compose import compose
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
@@ -32,7 +32,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         for value in section.values()
         for page in ([value] if isinstance(value, str) else value)
     }
-    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= named, "a page that the navigation does not name"
+    there = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert there <= named, "a page that the navigation does not name"
     for page in (tmp_path / "site").rglob("*.html"):
         fetched = re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))', page.read_text("utf-8"))
         assert not fetched, f"{page.name} fetches {fetched}"
