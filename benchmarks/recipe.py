@@ -1,49 +1,48 @@
-"""What each choice of the recipe is worth: `python -m benchmarks.recipe` (short) or `--full`.
+"""What each choice of the recipe is worth: `python -m benchmarks.recipe`, and against litgpt: `--against-litgpt`.
 
-One thing at a time is changed against the base; every run is the pipeline's own train stage in a process of its own, on
-the same tokens. A row says bits per byte of the whole val set at equal tokens, and how fast the steps are. Rows are
-written to a file as they come, so that a run that was stopped goes on where it was.
+One thing at a time is changed against the default parameters. Every run is the pipeline's own train stage, in a process
+of its own, on the same tokens; a row says bits per byte of the whole val set at equal tokens, at equal seconds (as many
+more or fewer tokens as its steps are faster or slower), and the spread over seeds. Rows are kept in a folder as they
+come, so that the same command goes on after a stop.
+
+    python -m benchmarks.recipe --only base --only "Muon" --tokens 300000          # short
+    python -m benchmarks.recipe --seeds 3 --corpus stories --corpus code           # hours
+    python -m benchmarks.recipe --against-litgpt
 """
 
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import sysconfig
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 ROOT = Path(__file__).resolve().parent.parent
+_MUON = "train.optimizer.name=muon"
+_TO_ZERO = "train.schedule.min_lr_fraction=0"
 # Overrides of the default parameters, by what they change; the first is what the others are compared with.
 RECIPES: dict[str, list[str]] = {
     "base": [],
+    "batch of 512 tokens": ["train.global_batch_size=2", "train.micro_batch_size=2"],
+    "batch of 1,024 tokens": ["train.global_batch_size=4", "train.micro_batch_size=4"],
+    "batch of 4,096 tokens": ["train.global_batch_size=16", "train.micro_batch_size=16"],
     "rate 0.003": ["train.optimizer.lr=0.003"],
     "rate 0.006": ["train.optimizer.lr=0.006"],
-    "decay to 0": ["train.schedule.min_lr_fraction=0"],
-    "linear decay to 0": ["train.schedule.name=linear", "train.schedule.min_lr_fraction=0"],
-    "linear to 0, rate 0.006": [
-        *("train.schedule.name=linear", "train.schedule.min_lr_fraction=0", "train.optimizer.lr=0.006")
-    ],
+    "cosine to 0": [_TO_ZERO],
+    "linear to 0": ["train.schedule.name=linear", _TO_ZERO],
     "stay, then decay": ["train.schedule.name=wsd", "train.schedule.decay=0.4"],
     "warm-up 0.02": ["train.schedule.warmup=0.02"],
     "betas 0.9, 0.99": ["train.optimizer.betas=[0.9,0.99]"],
-    "betas 0.8, 0.95": ["train.optimizer.betas=[0.8,0.95]"],
     "no weight decay": ["train.optimizer.weight_decay=0"],
-    "weight decay 0.3": ["train.optimizer.weight_decay=0.3"],
     "clip at 0.5": ["train.optimizer.grad_clip=0.5"],
-    "Muon 0.01": ["train.optimizer.name=muon", "train.optimizer.muon_lr=0.01"],
-    "Muon 0.02": ["train.optimizer.name=muon"],
-    "Muon 0.02, linear to 0": [
-        *("train.optimizer.name=muon", "train.schedule.name=linear", "train.schedule.min_lr_fraction=0")
-    ],
-    "batch of 512 tokens": ["train.global_batch_size=2", "train.micro_batch_size=2"],
-    "batch of 2,048 tokens": ["train.global_batch_size=8", "train.micro_batch_size=8"],
+    "Muon": [_MUON],
+    "Muon, rate 0.01": [_MUON, "train.optimizer.muon_lr=0.01"],
     "no QK-norm": ["model.norm_qk=false"],
     "tied head": ["model.tie_embeddings=true"],
     "no z-loss": ["train.z_loss_coef=0"],
@@ -51,25 +50,31 @@ RECIPES: dict[str, list[str]] = {
     "balancing by bias": ["model.router=sigmoid", "train.balance_coef=0"],
     "16 experts": ["model.n_expert=16"],
     "16 experts of 64, 4 each": ["model.n_expert=16", "model.n_expert_per_token=4", "model.moe_intermediate_size=64"],
-    "1 expert of 256": ["model.n_expert_per_token=1", "model.moe_intermediate_size=256"],
+    "1 expert of 256 each": ["model.n_expert_per_token=1", "model.moe_intermediate_size=256"],
     "a shared expert": ["model.n_shared_expert=1", "model.n_expert_per_token=1"],
     "first layer dense": ["model.first_k_dense_replace=1", "model.intermediate_size=256"],
     "3 layers": ["model.n_layer=3"],
     "6 layers": ["model.n_layer=6"],
-    "2 layers of 192": ["model.n_layer=2", "model.n_embd=192", "model.moe_intermediate_size=192"],
+    "2 layers of 192": [
+        *("model.n_layer=2", "model.n_embd=192", "model.moe_intermediate_size=192", "model.n_head=3"),
+        "model.n_query_groups=1",
+    ],
+    "2 heads": ["model.n_head=2"],
     "vocabulary 1,024": ["tokenizer.vocab_size=1024"],
     "vocabulary 4,096": ["tokenizer.vocab_size=4096"],
     "blocks of 512": [
-        *("train.block_size=512", "model.block_size=512", "train.global_batch_size=2", "train.micro_batch_size=2")
+        *("train.block_size=512", "model.block_size=512", "train.global_batch_size=4", "train.micro_batch_size=4")
     ],
+    "float32 throughout": ["train.precision=32-true"],
     "dense, equal active": ["model.dense_baseline=active"],
 }
 CORPORA: dict[str, list[str]] = {
     "stories": [],
     "tinystories": ["download=local", "download.path=corpus.txt"],
-    "code": ["download=local", "clean=code", "download.path=corpus", "download.pattern='**/*.py'"],
+    "code": ["download=local", "clean=code", "download.path=corpus.jsonl"],
 }
-_COMPOSING = threading.Lock()  # Hydra has one state for all threads
+_LITGPT_RATES = (0.001, 0.002, 0.004)
+_SAME = 0.03  # difference in speed below which equal tokens are equal seconds
 app = typer.Typer(add_completion=False)
 
 
@@ -78,18 +83,65 @@ def main(
     place: Annotated[Path, typer.Option(help="Where runs and their rows are kept.")] = Path("recipe"),
     corpus: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(CORPORA)}; may be repeated.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Recipes, else all; may be repeated.")] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of training.")] = 1_200_000,
+    tokens: Annotated[int, typer.Option(help="Tokens of training.")] = 2_600_000,
     seeds: Annotated[int, typer.Option(help="Seeds of each recipe.")] = 1,
-    jobs: Annotated[int, typer.Option(help="Runs at a time; speed is good with 1 alone.")] = 1,
+    equal_seconds: Annotated[bool, typer.Option(help="Train faster and slower ones as long as the base, too.")] = False,
+    against_litgpt: Annotated[bool, typer.Option(help="litgpt's best of three rates, and when ours is there.")] = False,
     text: Annotated[Path | None, typer.Option(help="A text file for the corpus `tinystories`.")] = None,
+    child: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Train each recipe and print the table."""
-    wanted = [(c, name, seed) for c in corpus or ["stories"] for seed in range(seeds) for name in only or RECIPES]
-    for c in dict.fromkeys(c for c, _, _ in wanted):
-        _corpus(place.resolve() / c, c, text)
-    with ThreadPoolExecutor(jobs) as pool:
-        rows = list(pool.map(lambda run: _row(place.resolve(), run[0], run[1], run[2], tokens), wanted))
-    _print(rows, tokens)
+    """Train each recipe and print the table. Nothing else may run beside it: seconds are compared."""
+    if child is not None:
+        print(_litgpt_loss(child))
+        return
+    place = place.resolve()
+    for name in corpus or ["stories"]:
+        _corpus(place / name, name, text)
+        if against_litgpt:
+            _race(place, name, tokens)
+        else:
+            _table(place, name, only or list(RECIPES), tokens, seeds, equal_seconds)
+
+
+def _table(place: Path, corpus: str, recipes: list[str], tokens: int, seeds: int, equal_seconds: bool) -> None:
+    first = next(iter(RECIPES))
+    print(f"\n{corpus}, {tokens:,} tokens, {seeds} seeds\n")
+    print("| recipe | bits per byte | tokens/s | at equal seconds |\n|---|---|---|---|", flush=True)
+    rate = statistics.mean(_row(place, corpus, first, s, tokens)["tokens_per_second"] for s in range(seeds))
+    for recipe in recipes:
+        rows = [_row(place, corpus, recipe, seed, tokens) for seed in range(seeds)]
+        mine = statistics.mean(row["tokens_per_second"] for row in rows)
+        as_long = rows
+        if equal_seconds and abs(mine / rate - 1) > _SAME:
+            as_many = round(tokens * mine / rate, -4)
+            as_long = [_row(place, corpus, recipe, seed, as_many) for seed in range(seeds)]
+        shown = _spread(as_long) if equal_seconds else ""
+        print(f"| {recipe} | {_spread(rows)} | {mine:,.0f} | {shown} |", flush=True)
+
+
+def _spread(rows: list[dict[str, Any]]) -> str:
+    bits = [row["val_loss"] / row["bytes_per_token"] / math.log(2) for row in rows]
+    half = f" ± {(max(bits) - min(bits)) / 2:.4f}" if len(bits) > 1 else ""
+    return f"{statistics.mean(bits):.4f}{half}"
+
+
+def _race(place: Path, corpus: str, tokens: int) -> None:
+    """litgpt at each rate; then ours with ever more tokens, until it is as good as the best of them."""
+    print("\n| contender | tokens | val loss | seconds from process start |\n|---|---|---|---|", flush=True)
+    best = math.inf
+    for lr in _LITGPT_RATES:
+        row = _row(place, corpus, "base", 0, tokens, lr)
+        best = min(best, row["val_loss"])
+        print(f"| litgpt, rate {lr:g} | {tokens:,} | {row['val_loss']:.4f} | {row['seconds']:.0f} |", flush=True)
+    for share in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        mine = round(tokens * share, -4)
+        row = _row(place, corpus, "base", 0, int(mine))
+        print(f"| ours | {mine:,.0f} | {row['val_loss']:.4f} | {row['seconds']:.0f} |", flush=True)
+        if row["val_loss"] <= best:
+            break
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
 
 
 def _corpus(folder: Path, corpus: str, text: Path | None) -> None:
@@ -99,71 +151,86 @@ def _corpus(folder: Path, corpus: str, text: Path | None) -> None:
         if text is None:
             raise typer.BadParameter("the corpus `tinystories` needs --text FILE")
         (folder / "corpus.txt").symlink_to(text.resolve())
-    if corpus == "code" and not (folder / "corpus").exists():
-        (folder / "corpus").symlink_to(sysconfig.get_paths()["stdlib"] + "/asyncio")
+    if corpus == "code" and not (folder / "corpus.jsonl").exists():
+        library = Path(sysconfig.get_path("stdlib"))
+        files = [f for f in sorted(library.rglob("*.py")) if not {"site-packages", "test", "tests"} & set(f.parts)]
+        texts = (json.dumps({"text": file.read_text(encoding="utf-8", errors="ignore")}) + "\n" for file in files)
+        (folder / "corpus.jsonl").write_text("".join(texts), encoding="utf-8")
 
 
-def _row(place: Path, corpus: str, recipe: str, seed: int, tokens: int) -> dict[str, Any]:
+def _row(
+    place: Path, corpus: str, recipe: str, seed: int, tokens: int, litgpt_rate: float | None = None
+) -> dict[str, Any]:
+    """What a run came to; it is trained if it was not before. litgpt_rate: litgpt trains it, at this rate."""
     settings = [*CORPORA[corpus], *RECIPES[recipe]]
-    vocabulary = [s for s in settings if s.startswith("tokenizer.")]
-    data = place / corpus / ("data " + (" ".join(vocabulary) or "default")).replace("=", " ")
-    run = place / corpus / f"{recipe}, {tokens}, seed {seed}"
-    row = run / "row.json"
-    if not row.exists():
+    of_tokens = [s for s in settings if s.startswith("tokenizer.")]
+    data = place / corpus / ("data " + (" ".join(of_tokens) or "default")).replace("=", " ")
+    by = "" if litgpt_rate is None else f", litgpt {litgpt_rate:g}"
+    run = place / corpus / f"{recipe}, {tokens}, seed {seed}{by}"
+    if not (row := run / "row.json").exists():
         if not (data / "reports/tokenize.json").exists():
-            _stages(data, [*CORPORA[corpus], *vocabulary], ["download", "clean", "tokenize"])
-        run.mkdir(exist_ok=True)
+            _prepare(data, [*CORPORA[corpus], *of_tokens])
+            for stage in ("download", "clean", "tokenize"):
+                _run(data, "-m", f"stages.{stage}")
+        budget = [f"train.max_tokens={tokens}", f"train.seed={42 + seed}", "train.eval_every=0"]
+        budget += ["train.eval_samples=1000000", "train.checkpoint_every=1000000", "train.compile=off"]
+        if litgpt_rate is not None:
+            budget += [f"train.optimizer.lr={litgpt_rate}", "train.precision=32-true"]
+        _prepare(run, [*settings, *budget])
         if not (run / "data").exists():
             (run / "data").symlink_to(data / "data")
-        budget = [f"train.max_tokens={tokens}", f"train.seed={42 + seed}", "train.eval_every=0"]
-        budget += ["train.eval_samples=1000000", "train.checkpoint_every=1000000"]
-        begun = time.time()
-        _stages(run, [*settings, *budget], ["train"])
-        report = json.loads((run / "reports/train.json").read_text())
         known = json.loads((data / "reports/tokenize.json").read_text())
-        found = {
-            "corpus": corpus, "recipe": recipe, "seed": seed, "tokens": tokens, "val_loss": report["val_loss"],
-            "tokens_per_second": report["tokens_per_second"], "seconds": time.time() - begun,
-            "bytes_per_token": known["val"]["bytes_per_token"],
-        }  # fmt: skip
+        begun = time.time()
+        if litgpt_rate is None:
+            _run(run, "-m", "stages.train")
+            report = json.loads((run / "reports/train.json").read_text())
+        else:
+            said = _run(run, "-m", "benchmarks.recipe", "--child", ".")
+            report = {"val_loss": float(said.split()[-1])}
+            report["tokens_per_second"] = tokens / (time.time() - begun)
+        found = {name: report[name] for name in ("val_loss", "tokens_per_second")}
+        found |= {"seconds": time.time() - begun, "bytes_per_token": known["val"]["bytes_per_token"]}
         row.write_text(json.dumps(found))
-        print(json.dumps(found), file=sys.stderr, flush=True)
     done: dict[str, Any] = json.loads(row.read_text())
     return done
 
 
-def _stages(folder: Path, settings: list[str], stages: list[str]) -> None:
+def _prepare(folder: Path, settings: list[str]) -> None:
     from pipeline.cli.compose import compose
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("corpus.txt", "corpus", "configs"):
+    for name in ("corpus.txt", "corpus.jsonl", "configs"):
         source = ROOT / name if name == "configs" else folder.parent / name
         if source.exists() and not (folder / name).exists():
             (folder / name).symlink_to(source)
-    with _COMPOSING:
-        compose(folder / "params.yaml", ROOT / "configs", settings)
+    compose(folder / "params.yaml", ROOT / "configs", settings)
+
+
+def _run(folder: Path, *command: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
-    for stage in stages:
-        command = [sys.executable, "-m", f"stages.{stage}"]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{stage} failed in {folder}:\n{done.stderr[-3000:]}")
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed in {folder}:\n{done.stderr[-3000:]}")
+    return done.stdout
 
 
-def bits_per_byte(row: dict[str, Any]) -> float:
-    return float(row["val_loss"] / row["bytes_per_token"] / 0.6931471805599453)
+def _litgpt_loss(folder: Path) -> float:
+    """In a process of its own: litgpt's loss on the val set after the run that the folder describes."""
+    from benchmarks import litgpt_reference
+    from pipeline import params
+    from pipeline.train import data, plan
 
+    parameters = params.load(folder / "params.yaml")
+    train, planned = parameters.train, plan.make(parameters, folder / "data/tokens", folder / "data/tokenizer")
 
-def _print(rows: list[dict[str, Any]], tokens: int) -> None:
-    print(f"\n{tokens:,} tokens each\n\n| corpus | recipe | bits per byte | spread | tokens/s |\n|---|---|---|---|---|")
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["corpus"], row["recipe"]), []).append(row)
-    for (corpus, recipe), seeds in groups.items():
-        bits = [bits_per_byte(row) for row in seeds]
-        rate = statistics.mean(row["tokens_per_second"] for row in seeds)
-        spread = f"{max(bits) - min(bits):.4f}" if len(bits) > 1 else ""
-        print(f"| {corpus} | {recipe} | {statistics.mean(bits):.4f} | {spread} | {rate:,.0f} |")
+    def batches() -> Any:
+        return data.batches(planned.samples, train, 0, 0, 1, False)
+
+    val = list(data.spread(planned.val, train.eval_samples, 0, 1, train.micro_batch_size))
+    model = parameters.model.model_copy(update={"vocab_size": planned.vocab_size})
+    parameters = parameters.model_copy(update={"model": model})
+    warmup = round(train.schedule.warmup * planned.total_steps)
+    return litgpt_reference.pretrain(parameters, batches, val, planned.total_steps, warmup, folder / "litgpt")
 
 
 if __name__ == "__main__":

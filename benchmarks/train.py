@@ -39,12 +39,15 @@ PRESETS: dict[str, list[str]] = {
 # What transformers has for experts; which is fastest depends on the machine, so each is tried for a few steps.
 EXPERTS = ("grouped_mm", "batched_mm", "eager")
 TRIED_STEPS = 6
-CONTENDERS = ("ours", "ours, compiled", "ours, dense baseline", "litgpt", "HF Mixtral", "HF Qwen3-MoE")
+CONTENDERS = (
+    *("ours", "ours, compiled", "ours, dense baseline", "litgpt", "litgpt, bf16-mixed", "HF Mixtral", "HF Qwen3-MoE"),
+    *("HF Mixtral, bf16-mixed",),
+)
 NOTES = """
-litgpt: `litgpt.pretrain.main` with `LLaMAMoE` (it always compiles). Worked around: `measure_flops`, which raises on
-MoE, gives 1; `save_checkpoint`, which parses the command line again, does nothing; `max_steps`, which is not kept, is
-given as `max_tokens`. Hugging Face: the fastest `experts_implementation` of the three in a trial of some steps, which
-is named; sdpa, AdamW fused, gradient clipping.
+litgpt: `litgpt.pretrain.main` with `LLaMAMoE` (it always compiles); what was worked around is in
+benchmarks/litgpt_reference.py. Where ours chooses its precision (`auto`), litgpt and transformers run in 32-true, or as
+their name says. Hugging Face: the fastest `experts_implementation` of the three in a trial of some steps, which is
+named; sdpa, AdamW fused, gradient clipping.
 No contender but ours has balancing losses or statistics switched on; ours has both, and writes its metrics.
 """
 app = typer.Typer(add_completion=False)
@@ -232,12 +235,22 @@ def _contend(name: str, place: Path, steps: int, experts: str) -> None:
     extra: dict[str, Any] = {}
     if name.startswith("ours"):
         extra = _ours(name, parameters, place, marks)
-    elif name == "litgpt":
-        _litgpt(parameters, place, marks, steps)
+    elif name.startswith("litgpt"):
+        _litgpt(_precise(parameters, name), place, marks, steps)
     else:
+        parameters = _precise(parameters, name)
         _huggingface(parameters, place, marks, steps, qk_norm="Qwen3" in name, experts=experts)
     tokens_per_step = parameters.train.global_batch_size * parameters.train.block_size
     print(json.dumps(marks.result(steps, tokens_per_step) | extra))
+
+
+def _precise(parameters: Any, name: str) -> Any:
+    """For those who know no `auto`: as the name says, else 32-true on a CPU and mixed on a GPU."""
+    from pipeline.train import launch
+
+    train = launch.settled(parameters.train, launch.device_of(parameters.train))
+    precision = "bf16-mixed" if "bf16-mixed" in name else {"auto": "32-true"}.get(train.precision, train.precision)
+    return parameters.model_copy(update={"train": train.model_copy(update={"precision": precision})})
 
 
 def _ours(name: str, parameters: Any, place: Path, marks: _Marks) -> dict[str, Any]:
@@ -285,54 +298,10 @@ def _batches(parameters: Any, place: Path, marks: _Marks) -> Iterator[Any]:
 
 
 def _litgpt(parameters: Any, place: Path, marks: _Marks, steps: int) -> None:
-    import contextlib
+    from benchmarks import litgpt_reference
 
-    from lightning.fabric import Fabric
-    from litgpt import pretrain
-    from litgpt.args import EvalArgs, TrainArgs
-    from litgpt.data import DataModule
-    from torch.utils.data import DataLoader, IterableDataset
-
-    from pipeline.model import build
-    from pipeline.train import launch
-
-    train, optimizer = parameters.train, parameters.train.optimizer
-
-    class Stream(IterableDataset):  # type: ignore[type-arg]
-        def __iter__(self) -> Iterator[Any]:
-            return _batches(parameters, place, marks)
-
-    class Tokens(DataModule):
-        def connect(self, *args: Any, **kwargs: Any) -> None: ...
-
-        def train_dataloader(self) -> Any:
-            return DataLoader(Stream(), batch_size=None)
-
-        def val_dataloader(self) -> Any:
-            one: Any = [next(_batches(parameters, place, _Marks(2)))]
-            return DataLoader(one, batch_size=None)
-
-    pretrain.measure_flops = lambda *_: 1.0
-    pretrain.save_checkpoint = lambda *_: None
-    device = launch.device_of(train)
-    precision: Any = train.precision
-    fabric = Fabric(accelerator=device, devices=1, precision=precision)
-    arguments = TrainArgs(
-        save_interval=None, log_interval=10, global_batch_size=train.global_batch_size,
-        micro_batch_size=train.micro_batch_size, max_tokens=steps * train.global_batch_size * train.block_size,
-        max_seq_length=train.block_size, max_norm=optimizer.grad_clip, lr_warmup_steps=3,
-        tie_embeddings=parameters.model.tie_embeddings,
-    )  # fmt: skip
-    settings = {"lr": optimizer.lr, "betas": list(optimizer.betas), "weight_decay": optimizer.weight_decay}
-    with contextlib.redirect_stdout(sys.stderr):
-        fabric.launch()
-        pretrain.main(
-            fabric=fabric, devices=1, seed=train.seed, initial_checkpoint_dir=None, resume=False,
-            config=build.config(parameters.model, parameters.model.vocab_size), data=Tokens(),
-            out_dir=place / "litgpt", tokenizer_dir=None, tokenizer=None, train=arguments,
-            eval=EvalArgs(interval=10**9, max_iters=1, initial_validation=False, final_validation=False),
-            optimizer={"class_path": "torch.optim.AdamW", "init_args": settings},
-        )  # fmt: skip
+    val = [next(_batches(parameters, place, _Marks(2)))]
+    litgpt_reference.pretrain(parameters, lambda: _batches(parameters, place, marks), val, steps, 3, place / "litgpt")
 
 
 def _refuse_copies_beyond_memory(parameters: Any) -> None:

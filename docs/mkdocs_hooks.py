@@ -4,6 +4,7 @@ mkdocs calls on_files and on_page_markdown. On GitHub the pages link each other 
 those links are turned into the site's.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGES = {
     "README.md": "index.md",
     "README.zh.md": "index.zh.md",
@@ -46,6 +48,8 @@ def _with_links(path: Path) -> str:
         place = target.relative_to(ROOT).as_posix()
         if place not in PAGES and not place.startswith("docs/"):
             return text
-        return f"[{text}]({PAGES.get(place, place.removeprefix('docs/'))}{anchor})"
+        here = path.parent.relative_to(DOCS) if path.is_relative_to(DOCS) else Path()
+        shown = os.path.relpath(PAGES.get(place, place.removeprefix("docs/")), here)
+        return f"[{text}]({shown}{anchor})"
 
     return _LINK.sub(turned, path.read_text(encoding="utf-8"))
