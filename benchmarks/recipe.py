@@ -51,7 +51,7 @@ RECIPES: dict[str, list[str]] = {
     "16 experts": ["model.n_expert=16"],
     "16 experts of 64, 4 each": ["model.n_expert=16", "model.n_expert_per_token=4", "model.moe_intermediate_size=64"],
     "1 expert of 256 each": ["model.n_expert_per_token=1", "model.moe_intermediate_size=256"],
-    "a shared expert": ["model.n_shared_expert=1", "model.n_expert_per_token=1"],
+    "no QK-norm, a shared expert": ["model.norm_qk=false", "model.n_shared_expert=1", "model.n_expert_per_token=1"],
     "first layer dense": ["model.first_k_dense_replace=1", "model.intermediate_size=256"],
     "3 layers": ["model.n_layer=3"],
     "6 layers": ["model.n_layer=6"],

@@ -66,7 +66,7 @@ def test_chinese_stories(project: Path) -> None:
     assert metrics(project, "clean")["documents_out"] == 300
     report = (project / "reports/report.html").read_text(encoding="utf-8")
     assert all(prompt in report for prompt in ("有一天，小猫", "在一个小村庄里")), "it continues the page's beginnings"
-    assert (project / "models/moe-stories-zh/model.safetensors").is_file()
+    assert (project / "models/hf/model.safetensors").is_file()
 
 
 @pytest.mark.timeout(300)
@@ -78,7 +78,7 @@ def test_code(project: Path) -> None:
     assert ran_stages == STAGES
     first = json.loads((project / "data/own/code.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert "\n    " in first["text"], "indentation is kept"
-    assert (project / "models/moe-python/model.safetensors").is_file()
+    assert (project / "models/hf/model.safetensors").is_file()
 
 
 @pytest.mark.timeout(300)
