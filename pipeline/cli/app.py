@@ -264,6 +264,9 @@ def plan(
         str | None, typer.Option(help="The time on a GPU that is elsewhere, such as 'RTX 3060', by its datasheet.")
     ] = None,
     finetune: Annotated[bool, typer.Option("--finetune", help="Plan finetuning, of finetune.checkpoint.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Train for five seconds, to tell the time on this machine.")
+    ] = False,
 ) -> None:
     """Count before training: parameters, memory of a step, tokens, FLOPs, and the time they take."""
     from pipeline.cli.plan import forecast, n_bytes, wanted
@@ -277,7 +280,9 @@ def plan(
 
         tokens, tokenizer, adapter = INSTRUCT, Path(params.finetune.checkpoint), low_rank(params, ADAPTER)
         params = of_checkpoint(params)
-    for line in forecast(params, tokens, tokenizer, available, device, adapter):
+    if measure and device is not None:
+        raise UserError(f"--measure: that is for this machine, and --device {device} is another; take one of them")
+    for line in forecast(params, tokens, tokenizer, available, device, adapter, measure):
         console.say(line)
 
 

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.model import build
 from pipeline.model.device import resolve
 from pipeline.tokens import tokenizer as vocabulary
-from pipeline.train import launch, plan
+from pipeline.train import calibration, launch, plan
 
 _SHARES_OF_PEAK = (0.2, 0.5)  # what runs reach: small models and old cards the one, large ones on new cards the other
 _CARDS = ("T4", "RTX 3060", "RTX 4090", "A100", "H100")  # of which the time is told where the GPU is elsewhere
@@ -50,11 +50,13 @@ def forecast(
     memory: int | None = None,
     card: str | None = None,
     adapter: plan.Adapter | None = None,
+    measure: bool = False,
 ) -> Iterator[str]:
     """Lines on parameters, memory on one device, tokens and time; for a GPU that is not here, by its datasheet.
 
     `adapter`: what trains beside frozen weights. With `memory`, bytes of a device, also what fits into it; with `card`,
-    the time on that GPU. Without a token set (nothing was tokenized yet) what depends on it is left out and said so.
+    the time on that GPU; with `measure`, the time by training on this machine for some seconds. Without a token set
+    (nothing was tokenized yet) what depends on it is left out and said so.
     Raises UserError where params and data do not fit.
     """
     model = params.model
@@ -95,6 +97,11 @@ def forecast(
         yield "tokens and time: unknown until `dvc repro tokenize` has run"
         return
     world = train.devices * train.num_nodes
+    if measure:
+        rate = calibration.tokens_per_second(model, params.train, vocab_size, adapter) * world
+        how = f"{rate:,.0f} tokens/s, measured for some seconds, not compiled"
+        yield f"time: {console.duration(total / rate)} on {world} x {kind} ({how})"
+        return
     for name, peak, how in _peaks(train, card):
         slow, fast = (console.duration(total * per_token / (peak * world * share)) for share in _SHARES_OF_PEAK)
         used = f"{_SHARES_OF_PEAK[1]:.0%} to {_SHARES_OF_PEAK[0]:.0%} of {peak / 1e12:,.2f} TFLOP/s, {how}"

@@ -29,6 +29,7 @@ from pipeline.train.step import Objective, Step, StepMetrics
 from pipeline.train.wrap import Compiling, recompute_blocks
 
 _SHARE_OF_PEAK = {"cpu": 0.35, "cuda": 0.3, "mps": 0.25}  # for the estimate before anything was measured
+_SHARE_WITH_PRODUCTS = 0.5  # of a CPU's peak in float32, with matmuls in bfloat16
 
 
 def train(
@@ -263,6 +264,8 @@ class _Trainer:
             console.say(f"train: {state} ({self.begin.checkpoint.path}){again}")
         tokens = steps * self.plan.tokens_per_step
         rate = self.peak * world * _SHARE_OF_PEAK[self.fabric.device.type]
+        if self.products:  # what is between the matmuls stays in float32
+            rate = plan.peak_flops(self.fabric.device, "32-true")[0] * world * _SHARE_WITH_PRODUCTS
         device = str(self.fabric.device) if world == 1 else f"{world} × {self.fabric.device.type}"
         size = f"{count.total / 1e6:,.2f} M parameters ({count.active / 1e6:,.2f} M active)"
         to_go = f"{tokens:,} tokens to go ({steps:,} steps of {self.plan.tokens_per_step:,})"

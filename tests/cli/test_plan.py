@@ -1,6 +1,8 @@
 """`moe plan` counts what a run would take, also for a GPU that is elsewhere and for parameters not composed yet."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +34,13 @@ def test_a_run_here_is_measured(tmp_path: Path) -> None:
     parameters = tiny(model={"vocab_size": 300}, max_tokens=10**6)
     (time,) = [line for line in forecast(parameters, tmp_path, tmp_path) if line.startswith("time: ")]
     assert "on 1 x cpu" in time and "measured" in time
+
+
+@pytest.mark.parametrize("model", [{}, {"dense_baseline": "active"}, {"router": "sigmoid"}])
+def test_a_few_seconds_of_training_tell_the_time(tmp_path: Path, model: dict[str, Any]) -> None:
+    parameters = tiny(model={"vocab_size": 300} | model, max_tokens=10**6, precision="auto")
+    (time,) = [line for line in forecast(parameters, tmp_path, tmp_path, measure=True) if line.startswith("time: ")]
+    assert re.fullmatch(r"time: .+ on 1 x cpu \([\d,]+ tokens/s, measured for some seconds, not compiled\)", time)
 
 
 def test_an_override_that_cannot_be_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,62 @@
+"""How fast this machine trains a model: real steps on made-up tokens for some seconds (`moe plan --measure`)."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pipeline.model import build, products
+from pipeline.params import Model, Train
+from pipeline.train import launch, optimizers, plan
+from pipeline.train.step import Objective, Step
+
+_DOCUMENT = 200  # tokens of a made-up document
+_WARM_UP = 2  # steps that do not count
+_EOS = 0
+
+
+def tokens_per_second(
+    model: Model, train: Train, vocab_size: int, adapter: plan.Adapter | None = None, seconds: float = 5.0
+) -> float:
+    """Of one device, not compiled; steps have one micro batch, so a step of several is a little faster.
+
+    Nothing is kept. Raises UserError for a device that is not here, and where memory does not suffice.
+    """
+    device = launch.device_of(train)
+    alone = {"devices": 1, "num_nodes": 1, "strategy": "auto", "global_batch_size": train.micro_batch_size}
+    train = launch.settled(train, device).model_copy(update=alone)
+    fabric = launch.fabric_for(train, device)
+    resolved, rows = build.resolved(model, vocab_size), build.config(model, vocab_size).padded_vocab_size
+    weights = plan.weights(resolved, vocab_size, adapter)
+    with plan.explained(resolved, train, weights, rows, fabric.device):
+        dtype = torch.bfloat16 if train.precision == "bf16-true" else None
+        gpt = build.build(model, vocab_size, seed=train.seed, device=fabric.device, dtype=dtype)
+        if adapter:
+            adapter.put_in(gpt, train.seed)
+        tokens = train.micro_batch_size * train.block_size
+        if train.precision == "auto":
+            products.use(gpt, products.worthwhile(products.probe(gpt, tokens, train.loss_chunk)))
+        objective = Objective(gpt, train, _EOS)
+        module = fabric.setup_module(objective)
+        module.train()
+        step = Step(fabric, module, optimizers.build(objective, train.optimizer, fabric.device), train)
+        batches = _batches(train, vocab_size)
+        done, begun = 0, 0.0
+        while not begun or time.perf_counter() - begun < seconds:
+            step(done, batches)
+            done += 1
+            if done == _WARM_UP:
+                plan.wait(fabric.device)
+                begun = time.perf_counter()
+        plan.wait(fabric.device)
+        return (done - _WARM_UP) * tokens / (time.perf_counter() - begun)
+
+
+def _batches(train: Train, vocab_size: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(train.seed)
+    while True:
+        shape = (train.micro_batch_size, train.block_size + 1)
+        tokens_BS = torch.randint(1, vocab_size, shape, generator=generator)
+        tokens_BS.view(-1)[::_DOCUMENT] = _EOS
+        yield tokens_BS
