@@ -25,7 +25,6 @@ import typer
 
 ROOT = Path(__file__).resolve().parent.parent
 _MUON = "train.optimizer.name=muon"
-_TO_ZERO = "train.schedule.min_lr_fraction=0"
 # Overrides of the default parameters, by what they change; the first is what the others are compared with.
 RECIPES: dict[str, list[str]] = {
     "base": [],
@@ -34,8 +33,9 @@ RECIPES: dict[str, list[str]] = {
     "batch of 4,096 tokens": ["train.global_batch_size=16", "train.micro_batch_size=16"],
     "rate 0.003": ["train.optimizer.lr=0.003"],
     "rate 0.006": ["train.optimizer.lr=0.006"],
-    "cosine to 0": [_TO_ZERO],
-    "linear to 0": ["train.schedule.name=linear", _TO_ZERO],
+    "linear to a tenth": ["train.schedule.min_lr_fraction=0.1"],
+    "cosine to 0": ["train.schedule.name=cosine"],
+    "cosine to a tenth": ["train.schedule.name=cosine", "train.schedule.min_lr_fraction=0.1"],
     "stay, then decay": ["train.schedule.name=wsd", "train.schedule.decay=0.4"],
     "warm-up 0.02": ["train.schedule.warmup=0.02"],
     "betas 0.9, 0.99": ["train.optimizer.betas=[0.9,0.99]"],
