@@ -70,7 +70,7 @@ def test_on_a_gpu_the_measured_steps_decide(
 def test_on_a_cpu_the_counted_work_of_the_whole_run_decides_at_once(
     clock: Clock, capsys: pytest.CaptureFixture[str], minutes: int, compiles: bool
 ) -> None:
-    work = minutes * 60 * 50e9
+    work = minutes * 60 * 90e9
     assert decided("cpu", run_flops=work).done == compiles
     assert f"work takes about {minutes} min 0 s on two cores" in capsys.readouterr().out
 
