@@ -83,7 +83,7 @@ def main(
     place: Annotated[Path, typer.Option(help="Where runs and their rows are kept.")] = Path("recipe"),
     corpus: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(CORPORA)}; may be repeated.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Recipes, else all; may be repeated.")] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of training.")] = 2_400_000,
+    tokens: Annotated[int, typer.Option(help="Tokens of training.")] = 2_500_000,
     seeds: Annotated[int, typer.Option(help="Seeds of each recipe.")] = 1,
     equal_seconds: Annotated[bool, typer.Option(help="Train faster and slower ones as long as the base, too.")] = False,
     against_litgpt: Annotated[bool, typer.Option(help="litgpt's best of three rates, and when ours is there.")] = False,
