@@ -147,12 +147,15 @@ def _print(preset: str, steps: int, place: Path, results: dict[str, dict[str, An
     import transformers
 
     from pipeline import params
-    from pipeline.model import build
+    from pipeline.model import build, products
     from pipeline.train import launch, plan
 
     parameters = params.load(place / "params.yaml")
     device = torch.device(launch.device_of(parameters.train))
-    peak, origin = plan.peak_flops(device, parameters.train.precision)
+    precision = parameters.train.precision
+    if precision == "auto":
+        precision = "32-true" if device.type == "cpu" and products.emulated() else "bf16-mixed"
+    peak, origin = plan.peak_flops(device, precision)
     measured = plan.gemm_flops(device, torch.float32 if device.type == "cpu" else torch.bfloat16, seconds=2.0)
     rows = parameters.model.vocab_size or 0
     count = build.count(parameters.model, rows)

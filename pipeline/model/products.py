@@ -48,9 +48,14 @@ def probe(gpt: "MoEGPT", tokens: int, chunk: int) -> dict[str, float]:
     `tokens`: in a micro batch; `chunk`: whose logits are held at a time. Takes some tens of milliseconds.
     """
     shapes = _shapes(gpt, tokens, chunk)
-    if _gain(_SMALL) < 0.3:  # emulated, at a hundredth of the speed or less: larger ones would take seconds
+    if emulated():  # larger ones would take seconds
         return dict.fromkeys(shapes, 0.0)
     return {kind: _gain(shape) for kind, shape in shapes.items()}
+
+
+def emulated() -> bool:
+    """Whether this processor has no bfloat16 of its own, so that its products run at a hundredth of the speed or less."""
+    return _gain(_SMALL) < 0.3
 
 
 def _shapes(gpt: "MoEGPT", tokens: int, chunk: int) -> dict[str, tuple[int, int, int]]:
