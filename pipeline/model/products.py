@@ -54,7 +54,7 @@ def probe(gpt: "MoEGPT", tokens: int, chunk: int) -> dict[str, float]:
 
 
 def emulated() -> bool:
-    """Whether this processor has no bfloat16 of its own, so that its products run at a hundredth of the speed or less."""
+    """Whether this processor has no bfloat16 of its own: its products then run at a hundredth of the speed or less."""
     return _gain(_SMALL) < 0.3
 
 
