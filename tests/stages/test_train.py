@@ -39,14 +39,14 @@ def project(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 def test_a_session_that_time_ends_reports_the_losses_of_what_it_saved_and_the_next_goes_on(
     project: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parameters = tiny(max_steps=2, max_minutes=1e-9, log_every=50)
+    parameters = tiny(max_steps=3, max_minutes=1e-9, log_every=50)
     first = project(parameters)
     said = capsys.readouterr()
     assert first["stopped_by"] == "max_minutes" and first["steps"] == 1
     assert f"val loss {first['val_loss']:.3f} after 256 tokens" in said.out
-    assert "after step 1 of 2" in said.err and "dvc repro --force --single-item train" in said.err
+    assert "after step 1 of 3" in said.err and "dvc repro --force --single-item train" in said.err
     saved = torch.load("models/litgpt/lit_model.pth", weights_only=True)
-    second = project(parameters)
+    second = project(tiny(max_steps=3, log_every=50))
     assert second["stopped_by"] == "max_steps" and second["resumed_from"] == 1
     assert second["loss"] != first["loss"] and second["val_loss"] < first["val_loss"]
     now = torch.load("models/litgpt/lit_model.pth", weights_only=True)

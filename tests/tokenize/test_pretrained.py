@@ -230,7 +230,7 @@ def test_a_damaged_configuration_beside_a_tokenizer_is_named(
 @pytest.fixture(scope="module")
 def hub(other: Path) -> Iterator[str]:
     """A stand-in for the Hub: one repository, answered as huggingface.co answers."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
+    commit = "89abcdef0123456789abcdef0123456789abcdef"
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -280,7 +280,7 @@ def test_a_tokenizer_of_the_hub_is_fetched_at_its_revision(
     monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", False)
 
     report = tokenizer.build(settings_for("pretrained", path="team/words", revision="main"), clean, tmp_path / "out")
-    assert report["revision"] == "0123456789abcdef0123456789abcdef01234567"
+    assert report["revision"] == "89abcdef0123456789abcdef0123456789abcdef"
     assert report["eos_token"] == "<eos>"
     original = tokenizers.Tokenizer.from_file(str(other / "tokenizer.json"))
     original.no_truncation()
