@@ -23,6 +23,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.files import written_whole
+
 ROOT = Path(__file__).resolve().parent.parent
 _MUON = "train.optimizer.name=muon"
 # Overrides of the default parameters, by what they change; the first is what the others are compared with.
@@ -70,8 +72,8 @@ RECIPES: dict[str, list[str]] = {
 }
 CORPORA: dict[str, list[str]] = {
     "stories": [],
-    "tinystories": ["download=local", "download.path=corpus.txt"],
-    "code": ["download=local", "clean=code", "download.path=corpus.jsonl"],
+    "tinystories": ["download=local", "download.path=corpus.txt", "download.watch=corpus.txt"],
+    "code": ["download=local", "clean=code", "download.path=corpus.jsonl", "download.watch=corpus.jsonl"],
 }
 _LITGPT_RATES = (0.001, 0.002, 0.004)
 _SAME = 0.03  # difference in speed below which equal tokens are equal seconds
@@ -190,7 +192,8 @@ def _row(
             report["tokens_per_second"] = tokens / (time.time() - begun)
         found = {name: report[name] for name in ("val_loss", "tokens_per_second")}
         found |= {"seconds": time.time() - begun, "bytes_per_token": known["val"]["bytes_per_token"]}
-        row.write_text(json.dumps(found))
+        with written_whole(row) as partial:
+            partial.write_text(json.dumps(found))
     done: dict[str, Any] = json.loads(row.read_text())
     return done
 

@@ -10,6 +10,7 @@ from pipeline.model import build, products
 from pipeline.params import Model, Train
 from pipeline.train import launch, optimizers, plan
 from pipeline.train.step import Objective, Step
+from pipeline.train.wrap import recompute_blocks
 
 _DOCUMENT = 200  # tokens of a made-up document
 _WARM_UP = 2  # steps that do not count
@@ -34,6 +35,8 @@ def tokens_per_second(
         gpt = build.build(model, vocab_size, seed=train.seed, device=fabric.device, dtype=dtype)
         if adapter:
             adapter.put_in(gpt, train.seed)
+        if train.activation_checkpointing:
+            recompute_blocks(gpt)
         tokens = train.micro_batch_size * train.block_size
         if train.precision == "auto":
             products.use(gpt, products.worthwhile(products.probe(gpt, tokens, train.loss_chunk)))

@@ -151,7 +151,9 @@ class _Trainer:
         if self.fabric.is_global_zero:
             resumption.forget_after(self.begin.folder, self.done, self.begin.checkpoint)
             self.history = History(self.begin.folder, live, tracker, self.moe_layers, self.done)
-        self.peak, self.peak_origin = plan.peak_flops(self.fabric.device, self._precision())
+        self.peak, self.peak_origin = plan.peak_flops(
+            self.fabric.device, "bf16-mixed" if self.products else self.config.precision
+        )
         self._announce()
         reason = self._steps()
         if not self._is_saved():
@@ -402,7 +404,9 @@ class _Trainer:
         self._use_threads(state["threads"])
         self.gate.load(state["gate"])
         self.done, self.last, self.non_finite_steps = checkpoint.step, state["last"], state["non_finite_steps"]
-        self._elapsed, self.validated, self.products = state["elapsed"], state["validated"], state["products"]
+        self._elapsed, self.validated = state["elapsed"], state["validated"]
+        if self.config.precision == "auto":  # it may have begun on another kind of device
+            self.products = state["products"]
         return bool(state["compiled"])
 
     def _use_threads(self, before: int) -> None:

@@ -1,5 +1,6 @@
 """moe compare: what settings and spreads it makes of experiments; tests/test_pipeline.py compares real ones."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ def test_names_and_values_cannot_write_into_the_page(tmp_path: Path) -> None:
     assert "<script" not in page and page.count("&lt;script&gt;") >= 2
     assert page.count("<svg") == 2 and "its curve is not in DVC's cache" in page
     assert "http" not in page.replace("http://www.w3.org/", ""), "it fetches nothing"
+
+
+def test_a_curve_of_before_seconds_were_written_down_is_shown_over_tokens(tmp_path: Path) -> None:
+    old = dataclasses.replace(
+        _experiment("a", 0.3), curve=[Point(100, float("nan"), 3.0), Point(200, float("nan"), 2.5)]
+    )
+    pages.write(tmp_path / "compare.html", experiments.settings([old, _experiment("b", 0.4)]))
+    assert (tmp_path / "compare.html").read_text(encoding="utf-8").count("<svg") == 2
 
 
 def test_a_page_without_any_curve_has_no_pictures(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ for setting in settings(found): ...   # experiments that differ in the seed alon
 import csv
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,16 +16,16 @@ import yaml
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.utils.flatten import flatten
 from scmrepo.exceptions import SCMError
 
 from pipeline.errors import UserError
 
 HERE = "workspace"  # DVC's name of this folder
-_SEED = "train.seed"
 _METRICS = {"train": "reports/metrics/train.json", "evaluate": "reports/metrics/evaluate.json"}
 _CURVE = "reports/plots/train/val_loss.csv"
-# What decides how a run is watched, named or kept, and nothing of what is learned or how fast.
-_NO_DIFFERENCE = ("export.name", "evaluate.", "instruct.", "finetune.", ".watch")
+# The seed, and what decides how a run is watched, named or measured, and nothing of what is learned or how fast.
+_NO_DIFFERENCE = re.compile(r"train\.seed|export\.name|(evaluate|instruct|finetune)\..*|.*\.watch")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Point:
     """Of the curve of the loss on val samples while training."""
 
     tokens: int
-    seconds: float
+    seconds: float  # nan in a curve of before they were written down
     loss: float
 
 
@@ -87,7 +88,7 @@ def read(names: list[str]) -> list[Experiment]:
 
 def settings(experiments: list[Experiment]) -> list[Setting]:
     """Best first, by the mean of their bits per byte, else of their validation loss."""
-    keys = dict.fromkeys(key for each in experiments for key in each.parameters if not _is_left_out(key))
+    keys = dict.fromkeys(key for each in experiments for key in each.parameters if not _NO_DIFFERENCE.fullmatch(key))
     varied = [key for key in keys if len({repr(each.parameters.get(key)) for each in experiments}) > 1]
     found: dict[str, Setting] = {}
     for each in experiments:
@@ -99,10 +100,6 @@ def settings(experiments: list[Experiment]) -> list[Setting]:
         return sum(values) / len(values) if values else float("inf")
 
     return sorted(found.values(), key=order)
-
-
-def _is_left_out(key: str) -> bool:
-    return key == _SEED or key.startswith(_NO_DIFFERENCE) or key.endswith(_NO_DIFFERENCE[-1])
 
 
 def _same(one: Experiment, other: Experiment) -> bool:
@@ -123,13 +120,23 @@ def _experiment(name: str, files: DVCFileSystem) -> Experiment | None:
     figures: dict[str, float] = {}
     for path in _METRICS.values():
         if (text := _text(files, path)) is not None:
-            figures |= {k: v for k, v in json.loads(text).items() if isinstance(v, int | float)}
+            figures |= {k: v for k, v in _parsed(json.loads, name, path, text).items() if isinstance(v, int | float)}
     if "loss" not in figures:
         return None
-    parameters = dict(_leaves(yaml.safe_load(_text(files, "params.yaml") or "{}")))
+    parameters = flatten(_parsed(yaml.safe_load, name, "params.yaml", _text(files, "params.yaml") or "{}"))
     curve = csv.DictReader(io.StringIO(_text(files, _CURVE) or ""))
-    points = [Point(int(row["tokens"]), float(row["seconds"]), float(row["val_loss"])) for row in curve]
+    points = [Point(int(row["tokens"]), float(row.get("seconds", "nan")), float(row["val_loss"])) for row in curve]
     return Experiment(name, parameters, figures, points)
+
+
+def _parsed(parse: Callable[[str], Any], name: str, path: str, text: str) -> dict[str, Any]:
+    try:
+        found = parse(text)
+        if isinstance(found, dict):
+            return found
+    except (ValueError, yaml.YAMLError):
+        pass
+    raise UserError(f"{name}: {path} is damaged; leave it out, or run it again")
 
 
 def _text(files: DVCFileSystem, path: str) -> str | None:
@@ -138,11 +145,3 @@ def _text(files: DVCFileSystem, path: str) -> str | None:
         return str(files.read_text(path, encoding="utf-8"))
     except (OSError, DvcException):
         return None
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        yield prefix, value
-        return
-    for key, inner in value.items():
-        yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
