@@ -40,7 +40,7 @@ def test_loss_and_gradients_stay_near_those_of_float64(kinds: list[str]) -> None
 
 
 def _furthest(grads: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest difference of a gradient, as a share of it; not of routers, whose tokens change experts by rounding."""
+    """The largest difference of a gradient, as a share of it; not of routers, whose tokens may change experts."""
     return max(
         float((grad.double() - expected[name]).norm() / expected[name].norm())
         for name, grad in grads.items()
