@@ -16,13 +16,18 @@ from litgpt.model import GPT, CausalSelfAttention, LLaMAMLP
 from litgpt.model import RMSNorm as _RMSNorm
 from torch import Tensor
 
+from pipeline.model import cpu_kernels
 from pipeline.model.document_attention import attend
 
 
 class RMSNorm(_RMSNorm):
     """x / rms(x) · weight over the last dimension, computed in float32 (arXiv 1910.07467)."""
 
+    with_kernels = False  # of pipeline/model/cpu_kernels.py
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.with_kernels and not torch.compiler.is_compiling():  # which makes such kernels itself
+            return cpu_kernels.rms_norm(x, self.weight, self.eps)
         if x.device.type == "cpu" and x.dtype == torch.float32 and self.weight.dtype == torch.float32:
             return cast(Tensor, _Normalize.apply(x, self.weight, self.eps))
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
@@ -66,6 +71,7 @@ class Attention(CausalSelfAttention):
     """Causal self-attention; rotary embedding on queries and keys together, in the layout that the projection gives."""
 
     in_bfloat16 = False  # how its projections multiply
+    with_kernels = False  # of pipeline/model/cpu_kernels.py
 
     def forward(
         self,
@@ -80,6 +86,10 @@ class Attention(CausalSelfAttention):
             return super().forward(x, cos, sin, mask, input_pos, input_pos_maxp1)
         n_head, n_group, size = self.config.n_head, self.config.n_query_groups, self.config.head_size
         heads_BTHD = product(self.qkv, x, self.in_bfloat16).unflatten(-1, (n_head + 2 * n_group, size))
+        if self.with_kernels and mask is not None and cpu_kernels.serves(len(x), n_group):
+            norms = (self.norm_q.weight, self.norm_k.weight) if self.config.norm_qk else None
+            y_BTHD = cpu_kernels.attention(heads_BTHD, cos, sin, norms, self.config.norm_eps, mask, n_head)
+            return product(self.proj, y_BTHD.flatten(2), self.in_bfloat16)
         if self.config.norm_qk:
             q_BTHD, k_BTGD, v_BTGD = heads_BTHD.split((n_head, n_group, n_group), dim=2)
             qk_BTHD = torch.cat((self.norm_q(q_BTHD), self.norm_k(k_BTGD)), dim=2)

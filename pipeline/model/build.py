@@ -76,6 +76,7 @@ class MoEGPT(GPT):
     """litgpt's GPT with `MoE` in the layers that hold experts, and a `hidden` that masks documents."""
 
     in_bfloat16 = False  # how its head multiplies
+    with_kernels = False  # of pipeline/model/cpu_kernels.py, for the loss
 
     def __init__(self, config: Config, model: Model) -> None:
         plain = copy.copy(config)

@@ -14,7 +14,7 @@ import torch
 from litgpt.config import Config
 from torch import Tensor, nn
 
-from pipeline.model import expert_kernels
+from pipeline.model import cpu_kernels, expert_kernels
 from pipeline.model.blocks import MLP
 from pipeline.model.routing import Router, Routing, autocast_is_on, observe
 
@@ -28,6 +28,7 @@ class MoE(nn.Module):
     """
 
     in_bfloat16 = False  # how its experts multiply
+    with_kernels = False  # of pipeline/model/cpu_kernels.py
 
     def __init__(self, config: Config, norm_topk_prob: bool | None = None) -> None:
         super().__init__()
@@ -54,16 +55,19 @@ class MoE(nn.Module):
         """[B, T, C] to [B, T, C]; in training it leaves its statistics in `self.routing`."""
         x_NC = x_BTC.reshape(-1, x_BTC.size(-1))
         weight_NK, index_NK, logits_NE, probability_NE = self.gate(x_NC)
-        gate_up_EJC, down_ECI = self.gate_up_EJC, self.down_ECI  # read once: an adapter computes them anew each time
-        order_S, end_E = dispatch(index_NK, down_ECI.size(0))
-        count_E = end_E.diff(prepend=end_E.new_zeros(1)).long()
-        self.routing = observe(count_E, logits_NE, probability_NE) if self.training else None
         if self.routed_scaling_factor != 1.0:
             weight_NK = weight_NK * self.routed_scaling_factor
-        dtype = torch.bfloat16 if self.in_bfloat16 else _compute_dtype(x_NC)
-        y_NC = expert_kernels.experts(
-            x_NC.to(dtype), weight_NK.to(dtype), order_S, end_E, gate_up_EJC.to(dtype), down_ECI.to(dtype)
-        )
+        gate_up_EJC, down_ECI = self.gate_up_EJC, self.down_ECI  # read once: an adapter computes them anew each time
+        if self.with_kernels:
+            y_NC, count_E = cpu_kernels.experts(x_NC, weight_NK, index_NK, gate_up_EJC, down_ECI, self.in_bfloat16)
+        else:
+            order_S, end_E = dispatch(index_NK, down_ECI.size(0))
+            count_E = end_E.diff(prepend=end_E.new_zeros(1)).long()
+            dtype = torch.bfloat16 if self.in_bfloat16 else _compute_dtype(x_NC)
+            y_NC = expert_kernels.experts(
+                x_NC.to(dtype), weight_NK.to(dtype), order_S, end_E, gate_up_EJC.to(dtype), down_ECI.to(dtype)
+            )
+        self.routing = observe(count_E, logits_NE, probability_NE) if self.training else None
         y_BTC = (y_NC.to(x_NC.dtype) if self.in_bfloat16 else y_NC).view(x_BTC.shape)
         return y_BTC if self.shared_experts is None else y_BTC + self.shared_experts(x_BTC)
 

@@ -11,15 +11,12 @@ Legend: N tokens, C inputs, J outputs, V padded vocabulary, E experts.
 
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.model.blocks import MLP, Attention
+from pipeline.model.blocks import MLP, Attention, RMSNorm
+from pipeline.model.build import MoEGPT
 from pipeline.model.moe import MoE
-
-if TYPE_CHECKING:
-    from pipeline.model.build import MoEGPT
 
 KINDS = ("attention", "mlp", "experts", "head")  # projections of attention, dense and shared MLPs, experts, logits
 _WORTH_IT = 1.3  # times as fast; below, it is not worth the rounding
@@ -28,11 +25,16 @@ _SMALL = (64, 128, 128)
 _TIMES = 3
 
 
-def use(gpt: "MoEGPT", kinds: Iterable[str]) -> None:
-    """Multiply in bfloat16 in these kinds of product, and as the model's dtype says in all others."""
+def use(gpt: MoEGPT, kinds: Iterable[str], kernels: bool = False) -> None:
+    """Multiply in bfloat16 in these kinds of product, and as the model's dtype says in all others.
+
+    kernels: what is between the products is computed by those of cpu_kernels.py, which are loaded.
+    """
     chosen = set(kinds)
     gpt.in_bfloat16 = "head" in chosen
     for module in gpt.modules():
+        if isinstance(module, Attention | RMSNorm | MoE | MoEGPT):
+            module.with_kernels = kernels
         for kind, of in (("attention", Attention), ("mlp", MLP), ("experts", MoE)):
             if isinstance(module, of):
                 module.in_bfloat16 = kind in chosen
@@ -42,7 +44,7 @@ def worthwhile(gains: dict[str, float]) -> list[str]:
     return [kind for kind, gain in gains.items() if gain >= _WORTH_IT]
 
 
-def probe(gpt: "MoEGPT", tokens: int, chunk: int) -> dict[str, float]:
+def probe(gpt: MoEGPT, tokens: int, chunk: int) -> dict[str, float]:
     """How many times as fast each kind of product of the model is in bfloat16, forward and backward, measured here.
 
     `tokens`: in a micro batch; `chunk`: whose logits are held at a time. Takes some tens of milliseconds.
@@ -58,7 +60,7 @@ def emulated() -> bool:
     return _gain(_SMALL) < 0.3
 
 
-def _shapes(gpt: "MoEGPT", tokens: int, chunk: int) -> dict[str, tuple[int, int, int]]:
+def _shapes(gpt: MoEGPT, tokens: int, chunk: int) -> dict[str, tuple[int, int, int]]:
     """Rows, inputs and outputs of a product of each kind that the model has."""
     config, shapes = gpt.config, {}
     for module in gpt.modules():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.model import build, products
 from pipeline.params import Model, Train
-from pipeline.train import launch, optimizers, plan
+from pipeline.train import kernels, launch, optimizers, plan
 from pipeline.train.step import Objective, Step
 from pipeline.train.wrap import recompute_blocks
 
@@ -38,9 +38,10 @@ def tokens_per_second(
         if train.activation_checkpointing:
             recompute_blocks(gpt)
         tokens = train.micro_batch_size * train.block_size
-        if train.precision == "auto":
-            products.use(gpt, products.worthwhile(products.probe(gpt, tokens, train.loss_chunk)))
         objective = Objective(gpt, train, _EOS)
+        if train.precision == "auto":
+            gains, with_kernels = products.probe(gpt, tokens, train.loss_chunk), kernels.refused(objective) is None
+            products.use(gpt, products.worthwhile(gains), with_kernels)
         module = fabric.setup_module(objective)
         module.train()
         step = Step(fabric, module, optimizers.build(objective, train.optimizer, fabric.device), train)

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.model import build, checkpoint_folder, products
 from pipeline.model.layout import moe_layers
 from pipeline.params import Params
-from pipeline.train import data, launch, optimizers, plan
+from pipeline.train import data, kernels, launch, optimizers, plan
 from pipeline.train import resume as resumption
 from pipeline.train.gate import Gate
 from pipeline.train.history import History, plots_of
@@ -101,6 +101,7 @@ class _Trainer:
         torch.manual_seed(self.config.seed)
         self.gpt = self._model()
         self.objective = Objective(self.gpt, self.config, planned.eos_id, planned.samples.flags)
+        self.kernels = self._kernels()
         self.module = fabric.setup_module(self.objective)
         self.optimizers = optimizers.build(self.objective, self.config.optimizer, fabric.device)
         self.step = Step(fabric, self.module, self.optimizers, self.config)
@@ -111,7 +112,7 @@ class _Trainer:
         self.last: dict[str, float] = {}  # the latest of each metric
         self.products: list[str] | None = None
         compiled = self._restore(begin.checkpoint) if begin.checkpoint else None
-        products.use(self.gpt, self._products())
+        products.use(self.gpt, self._products(), self.kernels)
         self.first = self.done
         work = planned.total_steps * planned.tokens_per_step * planned.flops_per_token / fabric.world_size
         self.compiling = Compiling(self.gpt, self.config.compile, fabric, work, compiled)
@@ -128,6 +129,14 @@ class _Trainer:
         if config.activation_checkpointing:
             recompute_blocks(gpt)
         return gpt
+
+    def _kernels(self) -> bool:
+        """Whether what is between the products is computed by the compiled kernels of a CPU."""
+        if self.config.precision != "auto" or self.fabric.device.type != "cpu":
+            return False
+        if (why := kernels.refused(self.objective)) and self.fabric.is_global_zero:
+            console.say(f"train: no compiled kernels, which make a step shorter by a third or more: {why}")
+        return why is None
 
     def _products(self) -> list[str]:
         """The kinds of product that are computed in bfloat16; a run that goes on computes them as it did before."""
@@ -346,6 +355,7 @@ class _Trainer:
             "devices": self.fabric.world_size,
             "precision": self._precision(),
             "products_in_bfloat16": self.products or [],
+            "compiled_kernels": self.kernels,
             "compiled": self.compiling.done,
             "resumed_from": self.first if self.begin.checkpoint else None,
             "routing": routing,
@@ -385,6 +395,7 @@ class _Trainer:
             "elapsed": self.elapsed,
             "validated": self.validated,
             "products": self.products,
+            "kernels": self.kernels,
         }
         if self.fabric.is_global_zero:
             keep = 1 if self._is_finished() else self.config.keep_checkpoints
@@ -407,7 +418,14 @@ class _Trainer:
         self._elapsed, self.validated = state["elapsed"], state["validated"]
         if self.config.precision == "auto":  # it may have begun on another kind of device
             self.products = state["products"]
+            self._use_kernels(state["kernels"])
         return bool(state["compiled"])
+
+    def _use_kernels(self, before: bool) -> None:
+        """With compiled kernels, sums have other last digits than without."""
+        if before and not self.kernels and self.fabric.is_global_zero:
+            console.say("train: it computed with compiled kernels before it was stopped: last digits may differ now")
+        self.kernels = self.kernels and before
 
     def _use_threads(self, before: int) -> None:
         """On a CPU, sums of another number of threads have other last digits."""

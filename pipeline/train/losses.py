@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.model import cpu_kernels
 from pipeline.model.moe import MoE
 from pipeline.model.routing import Routing
 
@@ -23,30 +24,35 @@ IGNORE = -100  # a target that counts for nothing
 # --- language modelling -----------------------------------------------------------------------------------------------
 
 
-def cross_entropy(hidden_BTC: Tensor, head_VC: Tensor, target_BT: Tensor, chunk: int = 0) -> Tensor:
+def cross_entropy(
+    hidden_BTC: Tensor, head_VC: Tensor, target_BT: Tensor, chunk: int = 0, kernels: bool = False
+) -> Tensor:
     """Mean cross-entropy in nats over the targets that are not IGNORE.
 
     `chunk`: targets whose logits are held at a time (0: all). Gradients are taken with the chunk's logits at hand, so
-    that never more than chunk · V of them exist; the head's gradient is summed in float32.
+    that never more than chunk · V of them exist; the head's gradient is summed in float32. `kernels`: with those of
+    pipeline/model/cpu_kernels.py, which are loaded.
     """
     hidden_NC, target_N = hidden_BTC.flatten(0, -2), target_BT.flatten()
     kind = hidden_NC.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         hidden_NC, head_VC = hidden_NC.to(dtype), head_VC.to(dtype)
+    if kernels:
+        return _ChunkedCrossEntropy.apply(hidden_NC, head_VC, target_N, chunk or len(target_N), True)
     if chunk == 0 or chunk >= target_N.numel():
         return F.cross_entropy(F.linear(hidden_NC, head_VC).float(), target_N, ignore_index=IGNORE)
-    return _ChunkedCrossEntropy.apply(hidden_NC, head_VC, target_N, chunk)
+    return _ChunkedCrossEntropy.apply(hidden_NC, head_VC, target_N, chunk, False)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_NC: Tensor, head_VC: Tensor, target_N: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden_NC: Tensor, head_VC: Tensor, target_N: Tensor, chunk: int, kernels: bool) -> Tensor:
         with torch.autocast(hidden_NC.device.type, enabled=False):
-            return _ChunkedCrossEntropy._forward(ctx, hidden_NC, head_VC, target_N, chunk)
+            return _ChunkedCrossEntropy._forward(ctx, hidden_NC, head_VC, target_N, chunk, kernels)
 
     @staticmethod
-    def _forward(ctx: Any, hidden_NC: Tensor, head_VC: Tensor, target_N: Tensor, chunk: int) -> Tensor:
+    def _forward(ctx: Any, hidden_NC: Tensor, head_VC: Tensor, target_N: Tensor, chunk: int, kernels: bool) -> Tensor:
         needs_hidden, needs_head = ctx.needs_input_grad[:2]
         grad_hidden_NC = torch.empty_like(hidden_NC) if needs_hidden else None
         grad_head_VC = torch.zeros_like(head_VC, dtype=torch.float32) if needs_head else None
@@ -54,15 +60,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         total = hidden_NC.new_zeros((), dtype=torch.float32)
         for begin in range(0, target_N.size(0), chunk):
             hidden, target = (hidden_NC[begin : begin + chunk], target_N[begin : begin + chunk])
-            kept, place = (target != IGNORE)[:, None], target.clamp(min=0)[:, None]
-            logits = F.linear(hidden, head_VC).float()
-            p = logits.softmax(-1)
-            # -log p of the target by way of the likeliest token, whose p never underflows: one pass of exp, not two.
-            nll = logits.amax(-1, True) - p.amax(-1, True).log() - logits.gather(1, place)
-            total += torch.where(kept, nll, 0.0).sum()
-            if grad_hidden_NC is None and grad_head_VC is None:
-                continue
-            grad_logits = p.scatter_add_(1, place, p.new_full((len(target), 1), -1.0)).to(head_VC.dtype)
+            kept = (target != IGNORE)[:, None]
+            logits = F.linear(hidden, head_VC)
+            nll, grad_logits = (cpu_kernels.cross_entropy if kernels else _nll_and_gradient)(logits, target)
+            total += torch.where(kept, nll[:, None], 0.0).sum()
             if grad_hidden_NC is not None:
                 grad_hidden_NC[begin : begin + chunk] = (grad_logits @ head_VC) * kept
             if grad_head_VC is not None:
@@ -72,7 +73,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total / n_targets
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         grad_hidden_NC, grad_head_VC, n_targets = ctx.saved_tensors
         share = grad / n_targets  # only here, with float16's loss scale in it, so that nothing small is rounded away
         return (
@@ -80,7 +81,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if grad_head_VC is None else (grad_head_VC * share).to(ctx.head_dtype),
             None,
             None,
+            None,
         )
+
+
+def _nll_and_gradient(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+    """-log p of each target in float32, and its gradient by the logits in their dtype."""
+    place_N1, logits = target_N.clamp(min=0)[:, None], logits_NV.float()
+    p = logits.softmax(-1)
+    # By way of the likeliest token, whose p never underflows: one pass of exp, not two.
+    nll_N1 = logits.amax(-1, True) - p.amax(-1, True).log() - logits.gather(1, place_N1)
+    p.scatter_add_(1, place_N1, p.new_full(place_N1.shape, -1.0))
+    return nll_N1[:, 0], p.to(logits_NV.dtype)
 
 
 def _add_matmul(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -120,7 +120,7 @@ class Beginning:
 
 _KEYS = {
     *("model", "optimizers", "loss_scale", "random", "threads", "gate", "last", "non_finite_steps"),
-    *("compiled", "elapsed", "validated", "products"),
+    *("compiled", "elapsed", "validated", "products", "kernels"),
 }
 # Fields that decide whether a checkpoint's tensors fit at all, and mean the same.
 _OF_THE_MODEL = ("model.", "data.tokenizer", "train.optimizer.name", "finetune.")

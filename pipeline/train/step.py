@@ -44,7 +44,8 @@ class Objective(nn.Module):
         self.gpt = gpt
         self.balance = losses.GlobalBatch()
         self.flags = flags
-        self._chunk, self._eos_id = train.loss_chunk, eos_id if train.document_mask else None
+        self.eos_id, self._apart = eos_id, train.document_mask
+        self._chunk = train.loss_chunk
         self._weights = (train.balance_coef, train.z_loss_coef)
         self.seen: list[Routing] = []
 
@@ -55,11 +56,16 @@ class Objective(nn.Module):
         if self.flags:
             layout = apart((idx_BT & FIRST).bool())
             idx_BT, target_BT = idx_BT & ID, torch.where((target_BT & LOSS).bool(), target_BT & ID, losses.IGNORE)
-        elif self._eos_id is not None:
-            layout = documents(idx_BT, self._eos_id)
+        elif self._apart:
+            layout = documents(idx_BT, self.eos_id)
         x_BTC = self.gpt.hidden(idx_BT, *layout)
         head_VC = self.gpt.lm_head.weight
-        lm = product(lambda x: losses.cross_entropy(x, head_VC, target_BT, self._chunk), x_BTC, self.gpt.in_bfloat16)
+        kernels = self.gpt.with_kernels
+
+        def loss(x_BTC: Tensor) -> Tensor:
+            return losses.cross_entropy(x_BTC, head_VC, target_BT, self._chunk, kernels)
+
+        lm = product(loss, x_BTC, self.gpt.in_bfloat16)
         # Right after the forward: activation checkpointing runs it again in backward.
         self.seen = routing(self.gpt) if self.training else []
         if not self.seen:

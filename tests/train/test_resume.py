@@ -18,7 +18,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.hashing import file_sha256
-from pipeline.model import build, products
+from pipeline.model import build, cpu_kernels, products
 from pipeline.params import Params
 from pipeline.train import optimizers, plan, resume
 from tests.train.small import ROOT, assert_same_bytes, run, tiny, weights
@@ -415,10 +415,37 @@ def test_a_run_that_goes_on_multiplies_as_it_began_whatever_is_faster_by_then(
     assert "faster by: attention 9.0 ×, mlp 9.0 ×" in capsys.readouterr().out
     report = run(corpus, tmp_path / "exact", tiny(**settings))
     assert report["precision"] == "32-true" and report["products_in_bfloat16"] == []
-    run(corpus, tmp_path / "explicit", tiny(**settings | {"precision": "32-true"}))
-    assert_same_bytes(tmp_path / "exact", tmp_path / "explicit")
     with pytest.raises(AssertionError):
         assert_same_bytes(tmp_path / "exact", tmp_path / "whole")
+
+
+def test_a_run_that_goes_on_uses_compiled_kernels_if_it_began_with_them(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"precision": "auto", "max_steps": 3}
+    monkeypatch.setattr(products, "probe", lambda *_: {})
+
+    def stopped(place: str) -> None:
+        assert run(corpus, tmp_path / place, tiny(**settings, max_minutes=1e-9))["steps"] == 1
+
+    with_kernels = cpu_kernels.load() is None
+    assert run(corpus, tmp_path / "whole", tiny(**settings))["compiled_kernels"] == with_kernels
+    stopped("resumed")
+    stopped("moved")
+    run(corpus, tmp_path / "resumed", tiny(**settings))
+    assert_same_bytes(tmp_path / "resumed", tmp_path / "whole")
+    monkeypatch.setattr(cpu_kernels, "load", lambda: "no C++ compiler is installed")
+    report = run(corpus, tmp_path / "moved", tiny(**settings))
+    assert not report["compiled_kernels"] and report["steps"] == 3
+    assert "no compiled kernels, which make a step shorter by a third or more: no C++ compiler" in (
+        said := capsys.readouterr().out
+    )
+    assert ("it computed with compiled kernels before it was stopped" in said) == with_kernels
+    stopped("plain")
+    monkeypatch.undo()
+    run(corpus, tmp_path / "plain", tiny(**settings))
+    run(corpus, tmp_path / "exact", tiny(**settings | {"precision": "32-true"}))
+    assert_same_bytes(tmp_path / "plain", tmp_path / "exact")
 
 
 def test_what_changed_meanwhile_ends_training_at_a_checkpoint_that_stays(corpus: Path, tmp_path: Path) -> None:
