@@ -27,6 +27,8 @@ from pipeline.files import written_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 _MUON = "train.optimizer.name=muon"
+_CONSTANT = "train.schedule.name=constant"
+_TRIAL = "trial="  # one of benchmarks/trials.py
 # Overrides of the default parameters, by what they change; the first is what the others are compared with.
 RECIPES: dict[str, list[str]] = {
     "base": [],
@@ -45,10 +47,21 @@ RECIPES: dict[str, list[str]] = {
     "clip at 0.5": ["train.optimizer.grad_clip=0.5"],
     "Muon": [_MUON],
     "Muon, rate 0.01": [_MUON, "train.optimizer.muon_lr=0.01"],
+    "Muon, rate 0.005": [_MUON, "train.optimizer.muon_lr=0.005"],
+    "batch ramp": ["trial=batch_ramp"],
+    "length ramp": ["trial=length_ramp"],
+    "average of weights": ["trial=average_of_weights"],
+    "constant rate": [_CONSTANT],
+    "constant rate, average of weights": [_CONSTANT, "trial=average_of_weights"],
+    "token after the next": ["trial=token_after_the_next"],
+    "embedding of unit size": ["trial=embedding_of_unit_size"],
+    "residual by depth": ["trial=residual_by_depth"],
+    "residual at full size": ["trial=residual_at_full_size"],
     "no QK-norm": ["model.norm_qk=false"],
     "tied head": ["model.tie_embeddings=true"],
     "no z-loss": ["train.z_loss_coef=0"],
     "balancing 0.001": ["train.balance_coef=0.001"],
+    "balancing 0.1": ["train.balance_coef=0.1"],
     "balancing by bias": ["model.router=sigmoid", "train.balance_coef=0"],
     "16 experts": ["model.n_expert=16"],
     "16 experts of 64, 4 each": ["model.n_expert=16", "model.n_expert_per_token=4", "model.moe_intermediate_size=64"],
@@ -164,7 +177,8 @@ def _row(
     place: Path, corpus: str, recipe: str, seed: int, tokens: int, litgpt_rate: float | None = None
 ) -> dict[str, Any]:
     """What a run came to; it is trained if it was not before. litgpt_rate: litgpt trains it, at this rate."""
-    settings = [*CORPORA[corpus], *RECIPES[recipe]]
+    settings = [*CORPORA[corpus], *(s for s in RECIPES[recipe] if not s.startswith(_TRIAL))]
+    trials = [s.removeprefix(_TRIAL) for s in RECIPES[recipe] if s.startswith(_TRIAL)]
     of_tokens = [s for s in settings if s.startswith("tokenizer.")]
     data = place / corpus / ("data " + (" ".join(of_tokens) or "default")).replace("=", " ")
     by = "" if litgpt_rate is None else f", litgpt {litgpt_rate:g}"
@@ -184,7 +198,7 @@ def _row(
         known = json.loads((data / "reports/tokenize.json").read_text())
         begun = time.time()
         if litgpt_rate is None:
-            _run(run, "-m", "stages.train")
+            _run(run, "-m", *(("benchmarks.trials", *trials) if trials else ("stages.train",)))
             report = json.loads((run / "reports/train.json").read_text())
         else:
             said = _run(run, "-m", "benchmarks.recipe", "--child", ".")
