@@ -124,7 +124,8 @@ def token_after_the_next() -> None:
         def loss(x_BTC: Tensor) -> Tensor:
             return losses.cross_entropy(x_BTC, head_VC, target_BT, self._chunk, self.gpt.with_kernels)
 
-        ahead = product(loss, seen["x_BTC"] @ self.ahead, self.gpt.in_bfloat16)
+        ahead_CC: Any = self.ahead
+        ahead = product(loss, seen["x_BTC"] @ ahead_CC, self.gpt.in_bfloat16)
         return total + _AHEAD * ahead, parts
 
     build.MoEGPT.hidden = keep  # type: ignore[method-assign,assignment]
