@@ -9,6 +9,7 @@ from torch import Tensor
 from pipeline.model import build, products
 from pipeline.params import Model, Train
 from pipeline.train import kernels, launch, optimizers, plan
+from pipeline.train.process import leave_busy_cores
 from pipeline.train.step import Objective, Step
 from pipeline.train.wrap import recompute_blocks
 
@@ -28,6 +29,8 @@ def tokens_per_second(
     alone = {"devices": 1, "num_nodes": 1, "strategy": "auto", "global_batch_size": train.micro_batch_size}
     train = launch.settled(train, device).model_copy(update=alone)
     fabric = launch.fabric_for(train, device)
+    if device == "cpu":
+        leave_busy_cores()
     resolved, rows = build.resolved(model, vocab_size), build.config(model, vocab_size).padded_vocab_size
     weights = plan.weights(resolved, vocab_size, adapter)
     with plan.explained(resolved, train, weights, rows, fabric.device):

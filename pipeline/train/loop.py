@@ -24,7 +24,7 @@ from pipeline.train import data, kernels, launch, optimizers, plan
 from pipeline.train import resume as resumption
 from pipeline.train.gate import Gate
 from pipeline.train.history import History, plots_of
-from pipeline.train.process import Interrupted, Interruption, Stopping, keep_freed_memory
+from pipeline.train.process import Interrupted, Interruption, Stopping, keep_freed_memory, leave_busy_cores
 from pipeline.train.step import Objective, Step, StepMetrics
 from pipeline.train.wrap import Compiling, recompute_blocks
 
@@ -67,8 +67,8 @@ def train(
 
         def find() -> resumption.Beginning:
             plan.remarks(planned, params)
-            if device == "cpu" and torch.get_num_threads() > 1:
-                plan.warn_of_busy_cores()
+            if device == "cpu" and fabric.world_size == 1:
+                leave_busy_cores()
             begin = resumption.find(asked, planned, tokens, tokenizer, runs, resume)
             if begin.checkpoint is None and before is not None:
                 before(planned.vocab_size)
@@ -356,6 +356,7 @@ class _Trainer:
             "precision": self._precision(),
             "products_in_bfloat16": self.products or [],
             "compiled_kernels": self.kernels,
+            "threads": torch.get_num_threads(),
             "compiled": self.compiling.done,
             "resumed_from": self.first if self.begin.checkpoint else None,
             "routing": routing,

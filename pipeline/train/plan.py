@@ -7,7 +7,6 @@ peak_flops(device, precision)                       # what utilization is measur
 """
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
 import torch
 from torch.nn.utils import parametrize
 
@@ -28,7 +26,6 @@ from pipeline.tokens import tokenizer as vocabulary
 from pipeline.train.data import Samples
 from pipeline.train.optimizers import OPTIMIZERS
 
-_WATCHED_SECONDS = 0.3  # that other processes are watched for
 _MANY_EPOCHS = 4  # beyond, repeated tokens are worth visibly less (Muennighoff et al. 2023, arXiv 2305.16264)
 
 
@@ -116,22 +113,6 @@ def remarks(plan: Plan, params: Params) -> None:
         )
     if moe_layers(params.model) and not params.train.balance_coef and params.model.router == "softmax":
         console.warn("train.balance_coef = 0: nothing keeps the experts' load even")
-
-
-def warn_of_busy_cores() -> None:
-    """Say so where other processes leave fewer cores than torch has threads: each then waits for the slowest.
-
-    The number of threads is not changed by itself: other threads add in another order, so the weights would depend on
-    what else ran.
-    """
-    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
-    busy = psutil.cpu_percent(interval=_WATCHED_SECONDS) / 100 * cores
-    free = max(1, round(cores - busy))
-    if threads > free:
-        console.warn(
-            f"other processes keep {busy:.1f} of {cores} cores busy, and {threads} threads wait for each other there; "
-            f"OMP_NUM_THREADS={free} is likely faster"
-        )
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

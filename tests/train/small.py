@@ -1,5 +1,6 @@
 """A model that trains in milliseconds, and what tests ask of a run of it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def run(
     """Train into out/model, in this process."""
     from pipeline.train import loop
 
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # however busy this machine is
     torch.set_num_threads(threads)
     return loop.train(
         parameters, corpus / "tokens", corpus / "tokenizer", out / "model",

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.model import build, checkpoint_folder
-from pipeline.train import optimizers, plan, resume
+from pipeline.train import optimizers, plan, process, resume
 from pipeline.train import step as steps
 from pipeline.train.step import LossScale
 from tests.train.small import run, tiny, weights
@@ -227,16 +227,30 @@ def test_many_passes_over_the_same_tokens_are_warned_of(
     assert ("training tokens 5.0 times" in capsys.readouterr().err) == warned
 
 
-@pytest.mark.parametrize(("used", "words"), [(0.0, None), (50.0, "OMP_NUM_THREADS=2"), (100.0, "OMP_NUM_THREADS=1")])
-def test_cores_that_other_processes_keep_busy_are_warned_of(
-    used: float, words: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("used", "own", "threads"), [(0.0, None, 4), (50.0, None, 2), (100.0, None, 1), (100.0, "4", 4)]
+)
+def test_cores_that_other_processes_keep_busy_are_left_to_them(
+    used: float,
+    own: str | None,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
     monkeypatch.setattr("psutil.cpu_percent", lambda interval: used)
-    plan.warn_of_busy_cores()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        process.leave_busy_cores()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
     said = " ".join(capsys.readouterr().err.split())
-    assert (words is None and not said) or (words is not None and f"{words} is likely faster" in said)
+    assert (f"so that {threads} of 4 threads compute" in said) == (threads < 4)
 
 
 def test_initial_weights_come_from_a_litgpt_folder(corpus: Path, tmp_path: Path) -> None:
