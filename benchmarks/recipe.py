@@ -243,7 +243,7 @@ def _litgpt_loss(folder: Path) -> float:
     def batches() -> Any:
         return data.batches(planned.samples, train, 0, 0, 1, False)
 
-    val = list(data.spread(planned.val, train.eval_samples, 0, 1, train.micro_batch_size))
+    val = list(data.spread(planned.val, train.eval_samples, 0, 1, train.micro_batch))
     model = parameters.model.model_copy(update={"vocab_size": planned.vocab_size})
     parameters = parameters.model_copy(update={"model": model})
     warmup = round(train.schedule.warmup * planned.total_steps)

@@ -78,6 +78,8 @@ def forecast(
     weights = plan.weights(model, vocab_size, adapter)
     if weights.frozen:
         yield f"trained: {weights.trained:,} parameters of an adapter, {weights.trained / weights.frozen:.1%}"
+    train, words = _with_micro_batch(resolved, train, weights, rows, memory, bool(elsewhere))
+    yield from words
     need = plan.memory(resolved, train, weights, rows)
     yield f"memory on each device: about {console.size(need.total)} ({need})"
     if memory is not None:
@@ -106,6 +108,20 @@ def forecast(
         slow, fast = (console.duration(total * per_token / (peak * world * share)) for share in _SHARES_OF_PEAK)
         used = f"{_SHARES_OF_PEAK[1]:.0%} to {_SHARES_OF_PEAK[0]:.0%} of {peak / 1e12:,.2f} TFLOP/s, {how}"
         yield f"time: {fast} to {slow} on {world} x {name} ({used})"
+
+
+def _with_micro_batch(
+    model: params.Model, train: params.Train, weights: plan.Weights, rows: int, memory: int | None, elsewhere: bool
+) -> tuple[params.Train, list[str]]:
+    """With `micro_batch_size: auto` settled as training would, or for `memory`; where neither is known, for one."""
+    if train.micro_batch_size != "auto":
+        return train, []
+    if memory is None and elsewhere and not torch.cuda.is_available():
+        one = train.model_copy(update={"micro_batch_size": 1})
+        return one, ["micro batch: the most that fit where it trains; for one sample, or with --memory for a card:"]
+    free = memory or plan.available(torch.device(train.device), train.devices)
+    train = plan.with_micro_batch(model, train, weights, rows, free)
+    return train, [f"micro batch: {train.micro_batch} samples, the most that {console.size(free)} suffice for"]
 
 
 def _within(memory: str, fits: bool, settings: list[str] | None) -> str:

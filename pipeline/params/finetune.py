@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.params.section import Count, Positive, Section, Seed
-from pipeline.params.train import Optimizer, Samples, Schedule, Train, Weight
+from pipeline.params.train import MicroBatch, Optimizer, Samples, Schedule, Train, Weight
 
 Target = Literal["attention", "mlp", "experts", "shared_experts", "router", "head"]
 
@@ -17,7 +17,9 @@ class Finetune(Section):
     checkpoint: str = Field(description="litgpt checkpoint folder to start from; models/litgpt is what train wrote")
     seed: Seed
     global_batch_size: Samples = Field(description="blocks of conversations in one optimizer step, over all devices")
-    micro_batch_size: Samples = Field(description="blocks in one forward pass, on one device")
+    micro_batch_size: MicroBatch = Field(
+        description="blocks in one forward pass, on one device; auto: the most that fit into its memory"
+    )
     max_epochs: Annotated[float, Field(gt=0, le=1e6)] | None = Field(description="passes over the conversations")
     max_steps: Positive | None = Field(description="the first bound that is met ends the run")
     optimizer: Optimizer
@@ -51,7 +53,8 @@ def training(finetune: Finetune, train: Train, block_size: int) -> Train:
     own |= {"initial_checkpoint": finetune.checkpoint, "block_size": block_size, "document_mask": True}
     if finetune.method == "lora" and train.strategy == "fsdp":
         raise ValueError("finetune.method: lora does not go with train.strategy: fsdp; take auto or ddp")
-    at_once = finetune.micro_batch_size * train.devices * train.num_nodes
+    micro_batch = 1 if finetune.micro_batch_size == "auto" else finetune.micro_batch_size
+    at_once = micro_batch * train.devices * train.num_nodes
     if finetune.global_batch_size % at_once:
         raise ValueError(
             f"finetune.global_batch_size: {finetune.global_batch_size} is no multiple of micro_batch_size x "

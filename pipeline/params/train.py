@@ -14,6 +14,7 @@ else:
 
 Rate = Annotated[float, Field(gt=0, le=10)]  # of learning: more is a slip of the hand
 Samples = Annotated[int, Field(ge=1, le=2**24)]
+MicroBatch = Samples | Literal["auto"]
 Weight = Annotated[float, Field(ge=0, le=1000)]  # of a loss, or of decay
 
 
@@ -73,7 +74,9 @@ class Train(Section):
     block_size: Annotated[int, Field(ge=1, le=2**24)] = Field(description="tokens in a training sample")
     document_mask: bool = Field(description="attention stays within a document; positions restart")
     global_batch_size: Samples = Field(description="samples in one optimizer step, over all devices")
-    micro_batch_size: Samples = Field(description="samples in one forward pass, on one device")
+    micro_batch_size: MicroBatch = Field(
+        description="samples in one forward pass, on one device; auto: the most that fit into its memory"
+    )
     max_tokens: Positive | None = Field(description="stop after this many; the first bound that is met ends the run")
     max_steps: Positive | None
     max_epochs: Annotated[float, Field(gt=0, le=1e6)] | None
@@ -96,9 +99,15 @@ class Train(Section):
     num_workers: Annotated[int, Field(ge=0, le=1024)] = Field(description="processes that read tokens")
     max_non_finite_steps: Count = Field(description="steps in a row whose gradient may be not finite")
 
+    @property
+    def micro_batch(self) -> int:
+        """micro_batch_size, where it is a number: training settles `auto` before anything is computed."""
+        assert self.micro_batch_size != "auto"
+        return self.micro_batch_size
+
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
-        at_once = self.micro_batch_size * self.devices * self.num_nodes
+        at_once = (1 if self.micro_batch_size == "auto" else self.micro_batch) * self.devices * self.num_nodes
         if self.global_batch_size % at_once:
             raise ValueError(
                 f"global_batch_size: {self.global_batch_size} is no multiple of micro_batch_size x devices x "

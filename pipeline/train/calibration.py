@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,13 +27,15 @@ def tokens_per_second(
     Nothing is kept. Raises UserError for a device that is not here, and where memory does not suffice.
     """
     device = launch.device_of(train)
-    alone = {"devices": 1, "num_nodes": 1, "strategy": "auto", "global_batch_size": train.micro_batch_size}
-    train = launch.settled(train, device).model_copy(update=alone)
-    fabric = launch.fabric_for(train, device)
+    alone: dict[str, Any] = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    train = launch.settled(train, device)
+    fabric = launch.fabric_for(train.model_copy(update=alone), device)
     if device == "cpu":
         leave_busy_cores()
     resolved, rows = build.resolved(model, vocab_size), build.config(model, vocab_size).padded_vocab_size
     weights = plan.weights(resolved, vocab_size, adapter)
+    train = plan.with_micro_batch(resolved, train, weights, rows, plan.available(fabric.device, train.devices))
+    train = train.model_copy(update=alone | {"global_batch_size": train.micro_batch})
     with plan.explained(resolved, train, weights, rows, fabric.device):
         dtype = torch.bfloat16 if train.precision == "bf16-true" else None
         gpt = build.build(model, vocab_size, seed=train.seed, device=fabric.device, dtype=dtype)
@@ -40,7 +43,7 @@ def tokens_per_second(
             adapter.put_in(gpt, train.seed)
         if train.activation_checkpointing:
             recompute_blocks(gpt)
-        tokens = train.micro_batch_size * train.block_size
+        tokens = train.micro_batch * train.block_size
         objective = Objective(gpt, train, _EOS)
         if train.precision == "auto":
             gains, with_kernels = products.probe(gpt, tokens, train.loss_chunk), kernels.refused(objective) is None
@@ -48,10 +51,10 @@ def tokens_per_second(
         module = fabric.setup_module(objective)
         module.train()
         step = Step(fabric, module, optimizers.build(objective, train.optimizer, fabric.device), train)
-        batches = _batches(train, vocab_size)
+        random = batches(train, vocab_size)
         done, begun = 0, 0.0
         while not begun or time.perf_counter() - begun < seconds:
-            step(done, batches)
+            step(done, random)
             done += 1
             if done == _WARM_UP:
                 plan.wait(fabric.device)
@@ -60,10 +63,11 @@ def tokens_per_second(
         return (done - _WARM_UP) * tokens / (time.perf_counter() - begun)
 
 
-def _batches(train: Train, vocab_size: int) -> Iterator[Tensor]:
+def batches(train: Train, vocab_size: int) -> Iterator[Tensor]:
+    """Micro batches of random tokens in documents of a common length, [B, T + 1] each."""
     generator = torch.Generator().manual_seed(train.seed)
     while True:
-        shape = (train.micro_batch_size, train.block_size + 1)
+        shape = (train.micro_batch, train.block_size + 1)
         tokens_BS = torch.randint(1, vocab_size, shape, generator=generator)
         tokens_BS.view(-1)[::_DOCUMENT] = _EOS
         yield tokens_BS

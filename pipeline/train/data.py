@@ -115,7 +115,7 @@ def positions(train: Train, step: int, rank: int, world_size: int) -> list[list[
     """Stream positions of a step's micro batches on one rank."""
     share = train.global_batch_size // world_size
     first = step * train.global_batch_size + rank * share
-    return [list(range(i, i + train.micro_batch_size)) for i in range(first, first + share, train.micro_batch_size)]
+    return [list(range(i, i + train.micro_batch)) for i in range(first, first + share, train.micro_batch)]
 
 
 def batches(

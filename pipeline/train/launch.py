@@ -58,7 +58,11 @@ def device_of(train: Train) -> str:
 
 
 def settled(train: Train, device: str) -> Train:
-    """With `precision: auto` resolved for a GPU; on a CPU it stays, and pipeline/model/products.py resolves it."""
+    """For this kind of device, with `precision: auto` resolved for a GPU.
+
+    On a CPU it stays, and pipeline/model/products.py resolves it.
+    """
+    train = train.model_copy(update={"device": device})
     if train.precision != "auto" or device == "cpu":
         return train
     precision = "32-true"

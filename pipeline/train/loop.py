@@ -19,7 +19,7 @@ from pipeline import console, tracking
 from pipeline.errors import UserError
 from pipeline.model import build, checkpoint_folder, products
 from pipeline.model.layout import moe_layers
-from pipeline.params import Params
+from pipeline.params import Params, Train
 from pipeline.train import data, kernels, launch, optimizers, plan
 from pipeline.train import resume as resumption
 from pipeline.train.gate import Gate
@@ -75,10 +75,18 @@ def train(
             return begin
 
         built = build.resolved(params.model, planned.vocab_size)  # of a dense baseline, not what it is compared with
-        sizes = (built, params.train, planned.weights, planned.vocab_size, fabric.device)
         begin = launch.from_rank_zero(fabric, find)
+
+        def micro_batch() -> Train:
+            free = plan.available(fabric.device, params.train.devices)
+            before = begin.checkpoint.micro_batch_size if begin.checkpoint else None
+            return plan.with_micro_batch(built, params.train, planned.weights, planned.vocab_size, free, before)
+
+        train = launch.from_rank_zero(fabric, micro_batch)
+        params = params.model_copy(update={"train": train})
+        sizes = (built, train, planned.weights, planned.vocab_size, fabric.device)
         with plan.explained(*sizes), Interruption() as interruption:
-            trainer = _Trainer(params, planned, fabric, begin, interruption, check)
+            trainer = _Trainer(params, planned, fabric, begin, interruption, check, asked.train)
             return trainer.run(into, tokenizer, live, plots, run)
 
 
@@ -93,7 +101,9 @@ class _Trainer:
         begin: resumption.Beginning,
         interruption: Interruption,
         check: Callable[[], None],
+        asked: Train,
     ) -> None:
+        self.asked = asked
         self.params, self.plan, self.fabric, self.begin = params, planned, fabric, begin
         self.config, self.interruption, self.check = params.train, interruption, check
         random.seed(self.config.seed)
@@ -143,7 +153,7 @@ class _Trainer:
         if self.config.precision != "auto":
             return []
         if self.products is None:
-            tokens = self.config.micro_batch_size * self.config.block_size
+            tokens = self.config.micro_batch * self.config.block_size
             gains = launch.from_rank_zero(self.fabric, lambda: products.probe(self.gpt, tokens, self.config.loss_chunk))
             self.products = products.worthwhile(gains)
             if self.fabric.is_global_zero:
@@ -254,7 +264,7 @@ class _Trainer:
         self.module.eval()
         total: Any = torch.zeros(2, device=fabric.device)
         ranks = (fabric.global_rank, fabric.world_size)
-        for tokens_BS in data.spread(self.plan.val, config.eval_samples, *ranks, config.micro_batch_size):
+        for tokens_BS in data.spread(self.plan.val, config.eval_samples, *ranks, config.micro_batch):
             loss, _ = self.module(tokens_BS.to(fabric.device))
             weight = self.objective.weight(tokens_BS).to(fabric.device)
             total += torch.stack([loss.float() * weight, weight])
@@ -273,6 +283,8 @@ class _Trainer:
             state = "this run was finished before" if steps == 0 else f"resumed from step {self.done}"
             again = "; --resume never trains it again" if steps == 0 else ""
             console.say(f"train: {state} ({self.begin.checkpoint.path}){again}")
+        if self.asked.micro_batch_size == "auto":
+            console.say(f"train: micro batches of {self.config.micro_batch}, the most that memory suffices for")
         tokens = steps * self.plan.tokens_per_step
         rate = self.peak * world * _SHARE_OF_PEAK[self.fabric.device.type]
         if self.products:  # what is between the matmuls stays in float32
@@ -397,6 +409,7 @@ class _Trainer:
             "validated": self.validated,
             "products": self.products,
             "kernels": self.kernels,
+            "micro_batch_size": self.config.micro_batch,
         }
         if self.fabric.is_global_zero:
             keep = 1 if self._is_finished() else self.config.keep_checkpoints

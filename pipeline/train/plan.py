@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import torch
 from torch.nn.utils import parametrize
 
@@ -115,6 +116,12 @@ def remarks(plan: Plan, params: Params) -> None:
         console.warn("train.balance_coef = 0: nothing keeps the experts' load even")
 
 
+# On a CPU: bytes that torch's libraries take beside tensors, for code that they generate, say, in float32 and in
+# bfloat16; and by what glibc's heap takes more for tensors that come and go. Measured: tests/train/test_memory.py.
+_LIBRARIES, _WITH_BFLOAT16, _HEAP = 40_000_000, 70_000_000, 1.2
+_OLD_CGROUP = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +154,7 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
-    activations: int  # with the logits, and the copies of weights that matmuls take
+    activations: int  # with the logits, the copies of weights that matmuls take, and what torch's libraries do
 
     @property
     def total(self) -> int:
@@ -161,15 +168,20 @@ class Memory:
 def memory(model: Model, train: Train, weights: Weights, rows: int) -> Memory:
     """What a step needs at its peak; `rows` of the head. The state is exact, activations an upper bound.
 
-    On a GPU the experts' matmuls are counted as those of cards without grouped GEMM, which take more.
+    On a GPU the experts' matmuls are counted as those of cards without grouped GEMM, which take more. A CPU with
+    `precision: auto` is one that multiplies in bfloat16 and has the compiled kernels; without, it takes more.
     """
     weight = 2 if train.precision == "bf16-true" else 4
     optimizer = OPTIMIZERS[train.optimizer.name].state_bytes(weight)
     shards = train.devices * train.num_nodes if train.strategy == "fsdp" else 1
     held, trained = (weights.trained + weights.frozen) / shards, weights.trained / shards
-    copies = 2 * (weights.trained + weights.frozen) if train.precision.endswith(("mixed", "auto")) else 0  # kept
+    copies = 2 * (weights.trained + weights.frozen) if train.precision.endswith("mixed") else 0  # kept
     summed = weights.summed + weights.summed // model.n_layer  # kept for backward, where a layer's has its gradient too
-    activations = copies + summed * weight + _activations(model, train, rows)
+    if train.device == "cpu" and train.precision == "auto":
+        activations = _activations_with_kernels(model, train, rows) + _WITH_BFLOAT16
+    else:
+        activations = _activations(model, train, rows) + (_LIBRARIES if train.device == "cpu" else 0)
+    activations += copies + summed * weight
     return Memory(round(held * weight), round(trained * weight), round(trained * optimizer), activations)
 
 
@@ -180,8 +192,8 @@ def _activations(model: Model, train: Train, rows: int) -> int:
     assignment to an expert its input, output and four widths (of a dense MLP four widths). With checkpointing it keeps
     its input, and one layer at a time all.
     """
-    size = 4 if train.precision in ("32-true", "auto") else 2
-    tokens = train.micro_batch_size * train.block_size
+    size = 4 if train.precision == "32-true" else 2
+    tokens = train.micro_batch * train.block_size
     head = model.head_size or model.n_embd // model.n_head
     attention = 6 * model.n_embd + (2 * model.n_head + 2 * model.n_query_groups) * head
     moe = set(moe_layers(model))
@@ -195,6 +207,33 @@ def _activations(model: Model, train: Train, rows: int) -> int:
     inputs = model.n_layer * tokens * model.n_embd
     kept = sum(layers) if not train.activation_checkpointing else max(layers) + inputs
     return round((kept + copies) * size) + _head(model, train, rows, tokens, size)
+
+
+def _activations_with_kernels(model: Model, train: Train, rows: int) -> int:
+    """As `_activations`, with those of pipeline/model/cpu_kernels.py and matmuls in bfloat16.
+
+    Per token a layer keeps, in float32, both norms' inputs, the second's output, queries, keys, values and attention's
+    output; in bfloat16 what both projections multiply, and for each assignment the output and two widths. In backward
+    one layer has, for each assignment, three inputs and four widths more, and its weights and their gradients; and
+    gradients in float32 of its inputs, norms' outputs, and what attention takes and gives.
+    """
+    tokens = train.micro_batch * train.block_size
+    head = model.head_size or model.n_embd // model.n_head
+    attention = 4 * (3 * model.n_embd + 2 * (model.n_head + model.n_query_groups) * head)
+    attention += 2 * (model.n_embd + model.n_head * head)
+    width, wide, assigned = model.moe_intermediate_size, model.intermediate_size, model.n_expert_per_token
+    shared = 2 * 4 * model.n_shared_expert * width
+    expert, dense = assigned * 2 * (model.n_embd + 2 * width) + shared, 2 * 4 * wide
+    moe = set(moe_layers(model))
+    layers = [attention + (expert if i in moe else dense) for i in range(model.n_layer)]
+    kept = sum(layers) if not train.activation_checkpointing else max(layers) + 4 * model.n_layer * model.n_embd
+    once = assigned * 2 * (3 * model.n_embd + 4 * width) if moe else 2 * 4 * wide
+    once += 4 * (6 * model.n_embd + 2 * (model.n_head + model.n_query_groups) * head)
+    once += (2 * 4 + 2 * 2) * model.n_embd  # around the head
+    of_weights = 2 * 2 * 3 * (model.n_expert * width if moe else wide) * model.n_embd
+    chunk = min(tokens, train.loss_chunk or tokens)  # of logits, whose gradient is written over them
+    of_head = 2 * chunk * rows + (4 + 2) * rows * model.n_embd
+    return round(_HEAP * (tokens * (kept + once) + of_weights + of_head))
 
 
 def _blocks(model: Model, assignments: int) -> tuple[int, int]:
@@ -227,14 +266,14 @@ def explained(model: Model, train: Train, weights: Weights, rows: int, device: t
         raise UserError(advice(model, train, weights, rows, device)) from error
 
 
-def advice(model: Model, train: Train, weights: Weights, rows: int, device: torch.device) -> str:
+def advice(model: Model, train: Train, weights: Weights, rows: int, device: torch.device | None = None) -> str:
     """What a step needs, and each change that lowers it, the most useful first."""
     now = memory(model, train, weights, rows)
     here = ""
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         here = f" of {console.size(torch.cuda.get_device_properties(device).total_memory)} on {device}"
-    half = max(1, train.micro_batch_size // 2)
-    changes = {f"train.micro_batch_size={half}": {"micro_batch_size": half}} | _changes(train, device.type)
+    half, kind = max(1, train.micro_batch // 2), device.type if device else train.device
+    changes = {f"train.micro_batch_size={half}": {"micro_batch_size": half}} | _changes(train, kind)
     saved = []
     for words, update in changes.items():
         less = now.total - memory(model, train.model_copy(update=update), weights, rows).total
@@ -280,6 +319,40 @@ def fitting(model: Model, train: Train, weights: Weights, rows: int, device: str
                 break
         else:
             return None
+
+
+def with_micro_batch(
+    model: Model, train: Train, weights: Weights, rows: int, n_bytes: int, before: int | None = None
+) -> Train:
+    """With `micro_batch_size: auto` settled: the most that n_bytes suffice for, or what it was `before` a run stopped.
+
+    Raises UserError where nothing suffices.
+    """
+    if train.micro_batch_size != "auto":
+        return train
+    size = before or _largest_micro_batch(model, train, weights, rows, n_bytes)
+    if size is None:
+        one = train.model_copy(update={"micro_batch_size": 1})
+        raise UserError(
+            f"train.micro_batch_size = auto: {console.size(n_bytes)} do not suffice even for micro batches of one "
+            f"sample; {advice(model, one, weights, rows)}"
+        )
+    return train.model_copy(update={"micro_batch_size": size})
+
+
+def available(device: torch.device, processes: int = 1) -> int:
+    """Bytes that a process may take on a device, a tenth left aside; `processes` share a CPU's memory."""
+    if device.type == "cuda":
+        return int(0.9 * torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(0.9 * torch.mps.recommended_max_memory())
+    free = psutil.virtual_memory().available
+    for folder in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")):  # a container's own bound
+        names = ("memory.max", "memory.current") if folder.name == "cgroup" else _OLD_CGROUP
+        found = [(folder / name).read_text().strip() for name in names if (folder / name).is_file()]
+        if len(found) == 2 and all(each.isdigit() for each in found):
+            free = min(free, int(found[0]) - int(found[1]))
+    return int(0.9 * free / processes)
 
 
 def _single(model: Model, train: Train, weights: Weights, rows: int) -> int:

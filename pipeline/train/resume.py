@@ -72,7 +72,8 @@ def _code_hash(root: Path) -> str:
     listed = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["train"]["deps"]
     places = [root / path for path in listed if path.startswith("pipeline/")]
     digest = hashlib.sha256()
-    for path in sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py"))):
+    sources = (file for place in places for file in ([place] if place.is_file() else place.rglob("*.[pc]*")))
+    for path in sorted(file for file in sources if file.suffix in (".py", ".cpp")):
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()
@@ -102,6 +103,7 @@ class Checkpoint:
     total_steps: int  # of the run that wrote it
     identity: dict[str, Any]
     torch: str  # the version that wrote it
+    micro_batch_size: int
 
     def load(self, mmap: bool = False) -> dict[str, Any]:
         """Tensors and plain values only; nothing in the file is executed. Raises UserError for anything else."""
@@ -120,7 +122,7 @@ class Beginning:
 
 _KEYS = {
     *("model", "optimizers", "loss_scale", "random", "threads", "gate", "last", "non_finite_steps"),
-    *("compiled", "elapsed", "validated", "products", "kernels"),
+    *("compiled", "elapsed", "validated", "products", "kernels", "micro_batch_size"),
 }
 # Fields that decide whether a checkpoint's tensors fit at all, and mean the same.
 _OF_THE_MODEL = ("model.", "data.tokenizer", "train.optimizer.name", "finetune.")
@@ -174,7 +176,12 @@ def opened(path: Path) -> Checkpoint:
         meta = json.loads((path / _META).read_text(encoding="utf-8"))
         whole = hashing.file_sha256(path / _STATE) == meta["sha256"]
         checkpoint = Checkpoint(
-            path, int(meta["step"]), int(meta["total_steps"]), dict(meta["identity"]), str(meta["torch"])
+            path,
+            int(meta["step"]),
+            int(meta["total_steps"]),
+            dict(meta["identity"]),
+            str(meta["torch"]),
+            int(meta["micro_batch_size"]),
         )
     except FileNotFoundError as error:
         raise UserError(f"{path} is no checkpoint of a training run ({Path(error.filename).name} is missing)") from None
@@ -249,6 +256,7 @@ def save(begin: Beginning, step: int, total_steps: int, state: dict[str, Any], k
             "total_steps": total_steps,
             "sha256": hashing.file_sha256(partial / _STATE),
             "torch": torch.__version__,
+            "micro_batch_size": state["micro_batch_size"],
             "identity": begin.identity,
         }
         (partial / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")

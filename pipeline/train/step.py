@@ -24,7 +24,7 @@ from pipeline.train import launch, losses, optimizers
 
 def accumulation(train: Train) -> int:
     """Micro batches that each device adds up for one optimizer step."""
-    return train.global_batch_size // (train.micro_batch_size * train.devices * train.num_nodes)
+    return train.global_batch_size // (train.micro_batch * train.devices * train.num_nodes)
 
 
 class Parts(NamedTuple):

@@ -43,6 +43,18 @@ def test_a_few_seconds_of_training_tell_the_time(tmp_path: Path, model: dict[str
     assert re.fullmatch(r"time: .+ on 1 x cpu \([\d,]+ tokens/s, measured for some seconds, not compiled\)", time)
 
 
+def test_micro_batches_that_memory_decides_are_named(tmp_path: Path) -> None:
+    parameters = tiny(model={"vocab_size": 300}, max_tokens=10**6, micro_batch_size="auto", device="cpu")
+    lines = list(forecast(parameters, tmp_path, tmp_path))
+    assert any(line.startswith("micro batch: 8 samples, the most that ") for line in lines)
+    with pytest.raises(UserError, match="do not suffice"):
+        list(forecast(parameters, tmp_path, tmp_path, memory=1000))
+    parameters = tiny(model={"vocab_size": 300}, max_tokens=10**6, micro_batch_size="auto", device="cuda")
+    if not torch.cuda.is_available():
+        lines = list(forecast(parameters, tmp_path, tmp_path))
+        assert any(line.startswith("micro batch: the most that fit where it trains") for line in lines)
+
+
 def test_an_override_that_cannot_be_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=r"model\.n_expert = 100000: "):
