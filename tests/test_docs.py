@@ -47,6 +47,33 @@ def test_the_page_of_parameters_is_what_their_descriptions_give() -> None:
     )
 
 
+# What runs the commands of a page, or those that begin so: the words stand in that file, or it reads the page.
+RUN_BY = {
+    "sharing.md": "tests/test_remotes.py",
+    "own-data.md": "tests/download/test_own_text.py",
+    "experiments.md": "tests/test_pipeline.py",
+    "chinese-stories.md": "tests/test_examples.py",
+    "code.md": "tests/test_examples.py",
+    "own-tokenizer.md": "tests/test_examples.py",
+    "dvc repro": "tests/test_pipeline.py",
+    "dvc exp": "tests/test_pipeline.py",
+    "dvc metrics": "tests/test_pipeline.py",
+    "dvc plots": "tests/test_pipeline.py",
+    "moe chat": "tests/cli/test_cli.py",
+    "moe doctor": "tests/cli/test_doctor.py",
+    "moe fetch": "tests/cli/test_cli.py",  # needs W&B: there a server of our own
+    "moe generate": "tests/cli/test_cli.py",
+    "moe import": "tests/cli/test_cli.py",
+    "moe mirror": "tests/cli/test_cli.py",  # needs W&B
+    "moe plan": "tests/cli/test_cli.py",
+    "moe push": "tests/cli/test_cli.py",  # needs the Hub: there a server of our own
+    "moe serve": "tests/serve/test_command.py",
+    "moe sweep": "tests/test_pipeline.py",
+    "moe use": "tests/download/test_own_text.py",
+}
+QUEUE = "dvc queue"  # what dvc exp run --queue queued is started as moe sweep starts its own
+
+
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Each command line of this project in a block of code, by where it stands."""
     for path in PAGES:
@@ -68,6 +95,11 @@ def test_a_command_of_the_docs_exists(place: str, words: list[str], tmp_path: Pa
         assert given <= options, f"{given - options} is no option of moe {words[1]}"
     elif words[0] == "python" and words[1] == "-m":
         assert find_spec(words[2]) is not None
+    page = place.partition(":")[0]
+    if words[0] != "python" and words[:2] != QUEUE.split():
+        tests = [RUN_BY[name] for name in (page, " ".join(words[:2])) if name in RUN_BY]
+        texts = [(ROOT / test).read_text("utf-8") for test in tests]
+        assert any(f'"{words[1]}"' in text or page in text for text in texts), f"no test of {tests} runs it"
     overrides = [following for word, following in pairwise(words) if word in ("-S", "--set-param")]
     if overrides and not any("…" in override or "," in override.partition("=")[2] for override in overrides):
         compose(tmp_path / "params.yaml", ROOT / "configs", overrides)

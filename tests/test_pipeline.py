@@ -31,6 +31,7 @@ from pipeline.storyteller.stories import stories
 from pipeline.tokenize import tokenizer
 from pipeline.tokenize import writer as tokens
 from tests.isolation import WITHOUT_OUR_CODE
+from tests.test_docs import commands
 from tests.tracking.wandb_server import WandbServer
 
 ROOT = Path(__file__).parent.parent
@@ -450,6 +451,12 @@ def test_a_sweep_of_six_runs_goes_two_at_a_time_and_each_has_its_figures(clone, 
     assert page.count("<svg") == 2 and "not in DVC" not in page
     refused = run(project, "pipeline.cli", "compare", "no-such", check=False)
     assert "'no-such' is no experiment, commit, branch or tag here; experiments: " in refused
+    names = [each["name"] for row in shown if row["experiments"] for each in row["experiments"]]
+    given = {"NAME": names[0], "NAME1": names[1], "NAME2": names[2]}
+    for place, (program, *words) in commands():  # those of the page that come after a sweep
+        if place.startswith("experiments.md") and words[0] != "sweep":
+            words = [given.get(word, word) for word in words[: words.index(">") if ">" in words else None]]
+            assert run(project, "dvc" if program == "dvc" else "pipeline.cli", *words), place
 
 
 def test_a_misspelt_override_is_refused_in_the_first_second(clone, repro):
