@@ -29,12 +29,19 @@ ROOT = Path(__file__).resolve().parent.parent
 _MUON = "train.optimizer.name=muon"
 _CONSTANT = "train.schedule.name=constant"
 _TRIAL = "trial="  # one of benchmarks/trials.py
+
+
+def _blocks(size: int, n_blocks: int) -> list[str]:
+    """Samples of so many tokens, and so many in a step."""
+    counts = [f"train.{which}_batch_size={n_blocks}" for which in ("global", "micro")]
+    return [f"model.block_size={size}", f"train.block_size={size}", *counts]
+
+
 # Overrides of the default parameters, by what they change; the first is what the others are compared with.
 RECIPES: dict[str, list[str]] = {
     "base": [],
-    "batch of 512 tokens": ["train.global_batch_size=2", "train.micro_batch_size=2"],
-    "batch of 1,024 tokens": ["train.global_batch_size=4", "train.micro_batch_size=4"],
-    "batch of 4,096 tokens": ["train.global_batch_size=16", "train.micro_batch_size=16"],
+    "batch of 1,024 tokens": _blocks(1024, 1),
+    "batch of 4,096 tokens": _blocks(1024, 4),
     "rate 0.003": ["train.optimizer.lr=0.003"],
     "rate 0.006": ["train.optimizer.lr=0.006"],
     "linear to a tenth": ["train.schedule.min_lr_fraction=0.1"],
@@ -75,11 +82,12 @@ RECIPES: dict[str, list[str]] = {
         "model.n_query_groups=1",
     ],
     "2 heads": ["model.n_head=2"],
+    "vocabulary 8,192": ["tokenizer.vocab_size=8192"],
     "vocabulary 1,024": ["tokenizer.vocab_size=1024"],
     "vocabulary 4,096": ["tokenizer.vocab_size=4096"],
-    "blocks of 512": [
-        *("train.block_size=512", "model.block_size=512", "train.global_batch_size=4", "train.micro_batch_size=4")
-    ],
+    "blocks of 256": _blocks(256, 8),
+    "blocks of 512": _blocks(512, 4),
+    "blocks of 2,048": _blocks(2048, 1),
     "float32 throughout": ["train.precision=32-true"],
     "dense, equal active": ["model.dense_baseline=active"],
 }
@@ -89,6 +97,7 @@ CORPORA: dict[str, list[str]] = {
     "code": ["download=local", "clean=code", "download.path=corpus.jsonl", "download.watch=corpus.jsonl"],
 }
 _LITGPT_RATES = (0.001, 0.002, 0.004)
+_SPREAD = 0.005  # of bits per byte, by which two seeds of one recipe differ
 _SAME = 0.03  # difference in speed below which equal tokens are equal seconds
 app = typer.Typer(add_completion=False)
 
@@ -103,6 +112,7 @@ def main(
     equal_seconds: Annotated[bool, typer.Option(help="Train faster and slower ones as long as the base, too.")] = False,
     against_litgpt: Annotated[bool, typer.Option(help="litgpt's best of three rates, and when ours is there.")] = False,
     text: Annotated[Path | None, typer.Option(help="A text file for the corpus `tinystories`.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw what the recipes came to, as an image.")] = None,
     child: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Train each recipe and print the table. Nothing else may run beside it: seconds are compared."""
@@ -116,6 +126,8 @@ def main(
             _race(place, name, tokens)
         else:
             _table(place, name, only or list(RECIPES), tokens, seeds, equal_seconds)
+        if picture:
+            _draw(place, name, only or list(RECIPES), tokens, seeds, picture)
 
 
 def _table(place: Path, corpus: str, recipes: list[str], tokens: int, seeds: int, equal_seconds: bool) -> None:
@@ -135,9 +147,33 @@ def _table(place: Path, corpus: str, recipes: list[str], tokens: int, seeds: int
 
 
 def _spread(rows: list[dict[str, Any]]) -> str:
-    bits = [row["val_loss"] / row["bytes_per_token"] / math.log(2) for row in rows]
+    bits = [_bits(row) for row in rows]
     half = f" ± {(max(bits) - min(bits)) / 2:.4f}" if len(bits) > 1 else ""
     return f"{statistics.mean(bits):.4f}{half}"
+
+
+def _draw(place: Path, corpus: str, recipes: list[str], tokens: int, seeds: int, picture: Path) -> None:
+    """A point for each seed of each recipe, the best above, and how far seeds of the base differ."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    found = {name: [_bits(_row(place, corpus, name, seed, tokens)) for seed in range(seeds)] for name in recipes}
+    base = [_bits(_row(place, corpus, next(iter(RECIPES)), seed, tokens)) for seed in range(seeds)]
+    names = sorted(found, key=lambda name: statistics.mean(found[name]), reverse=True)
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.22 * len(names)), layout="constrained")
+    axes.axvspan(min(base), max(base) if seeds > 1 else min(base) + _SPREAD, color="C0", alpha=0.15, lw=0)
+    for height, name in enumerate(names):
+        axes.plot(found[name], [height] * seeds, "o", color="C0" if RECIPES.get(name) else "C1", ms=4)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlabel(f"bits per byte, {corpus}, {tokens:,} tokens")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(picture)
+
+
+def _bits(row: dict[str, Any]) -> float:
+    return float(row["val_loss"] / row["bytes_per_token"] / math.log(2))
 
 
 def _race(place: Path, corpus: str, tokens: int) -> None:
