@@ -205,7 +205,8 @@ def experts(
 
     All float32; `in_bfloat16`: what is multiplied is rounded to bfloat16. Differentiable in all but `index_NK`.
     """
-    y_NC, count_E, *_ = _experts(x_NC, weight_NK, index_NK, gate_up_EJC, down_ECI, in_bfloat16)
+    dtype = torch.bfloat16 if in_bfloat16 else torch.float32
+    y_NC, count_E, *_ = _experts(x_NC, weight_NK, index_NK, gate_up_EJC.to(dtype), down_ECI.to(dtype))
     return y_NC, count_E
 
 
@@ -216,13 +217,14 @@ _ROWS = (
 
 @torch.library.custom_op("moe::experts_with_kernels", mutates_args=(), device_types="cpu")
 def _experts(
-    x_NC: Tensor, weight_NK: Tensor, index_NK: Tensor, gate_up_EJC: Tensor, down_ECI: Tensor, in_bfloat16: bool
+    x_NC: Tensor, weight_NK: Tensor, index_NK: Tensor, gate_up_EJC: Tensor, down_ECI: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return y_NC, count_E and, for backward, place_NK, assignment_S, begin (of E + 1), h_SJ and y_SC."""
     library, (n_tokens, n_chosen), (_, width, n_embd) = _library(), index_NK.shape, down_ECI.mT.shape
     y_NC, count_E, place_NK, assignment_S, begin, h_SJ, y_SC = room = _room_of_experts(
-        x_NC, index_NK, gate_up_EJC, down_ECI, in_bfloat16
+        x_NC, index_NK, gate_up_EJC, down_ECI
     )
+    in_bfloat16 = y_SC.dtype == torch.bfloat16
     places = [_pointer(tensor) for tensor in (place_NK, assignment_S, begin, count_E)]
     index_NK = index_NK.contiguous()
     library.dispatch(_pointer(index_NK), n_tokens, n_chosen, len(down_ECI), _ROWS, len(assignment_S), *places)
@@ -230,9 +232,9 @@ def _experts(
     rows = begins[-1]
     x_SC, hidden_SI = y_SC.new_empty(rows, n_embd), y_SC.new_empty(rows, width)
     library.gather_rows(in_bfloat16, _pointer(x_NC), places[1], n_chosen, rows, n_embd, _pointer(x_SC))
-    _multiply(x_SC, gate_up_EJC.to(y_SC.dtype).mT, begins, h_SJ)
+    _multiply(x_SC, gate_up_EJC.mT, begins, h_SJ)
     library.swiglu_forward(in_bfloat16, _pointer(h_SJ), rows, width, _pointer(hidden_SI))
-    _multiply(hidden_SI, down_ECI.to(y_SC.dtype).mT, begins, y_SC)
+    _multiply(hidden_SI, down_ECI.mT, begins, y_SC)
     weights = _pointer(weight_NK)
     library.combine_rows(in_bfloat16, _pointer(y_SC), places[0], weights, n_tokens, n_chosen, n_embd, _pointer(y_NC))
     return room
@@ -255,12 +257,11 @@ def _multiply_rows(a_SJ: Tensor, b_SC: Tensor, begins: list[int], y_EJC: Tensor)
 
 
 def _room_of_experts(
-    x_NC: Tensor, index_NK: Tensor, gate_up_EJC: Tensor, down_ECI: Tensor, in_bfloat16: bool
+    x_NC: Tensor, index_NK: Tensor, gate_up_EJC: Tensor, down_ECI: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     n_expert, n_embd, _ = down_ECI.shape
     most = -(-index_NK.numel() // _ROWS) * _ROWS + n_expert * _ROWS  # rows, however tokens are spread over experts
-    dtype = torch.bfloat16 if in_bfloat16 else torch.float32
-    h_SJ, y_SC = (x_NC.new_empty(most, width, dtype=dtype) for width in (gate_up_EJC.size(1), n_embd))
+    h_SJ, y_SC = (down_ECI.new_empty(most, width) for width in (gate_up_EJC.size(1), n_embd))
     count_E, place_NK, assignment_S, begin = (
         index_NK.new_empty(shape) for shape in (n_expert, index_NK.shape, most, n_expert + 1)
     )
@@ -268,8 +269,8 @@ def _room_of_experts(
 
 
 @_experts.register_fake
-def _(x: Tensor, weight: Tensor, index: Tensor, gate_up: Tensor, down: Tensor, in_bfloat16: bool) -> Any:
-    return _room_of_experts(x, index, gate_up, down, in_bfloat16)
+def _(x: Tensor, weight: Tensor, index: Tensor, gate_up: Tensor, down: Tensor) -> Any:
+    return _room_of_experts(x, index, gate_up, down)
 
 
 @torch.library.custom_op("moe::experts_with_kernels_backward", mutates_args=(), device_types="cpu")
@@ -295,22 +296,22 @@ def _experts_backward(
     grad_SI, hidden_SI, grad_SJ = (y_SC.new_empty(rows, size) for size in (width, width, 2 * width))
     inputs = [_pointer(tensor) for tensor in (grad_NC, y_SC, assignment_S, weight_NK)]
     library.combine_gradient(in_bfloat16, *inputs, n_chosen, rows, n_embd, _pointer(grad_SC), _pointer(grad_weight_NK))
-    _multiply(grad_SC, down_ECI.to(y_SC.dtype), begins, grad_SI)
+    _multiply(grad_SC, down_ECI, begins, grad_SI)
     inputs = [_pointer(tensor) for tensor in (grad_SI, h_SJ)]
     library.swiglu_gradient(
         in_bfloat16, *inputs, rows, width, _pointer(grad_SJ), None if frozen else _pointer(hidden_SI)
     )
-    _multiply(grad_SJ, gate_up_EJC.to(y_SC.dtype), begins, grad_x_SC)
+    _multiply(grad_SJ, gate_up_EJC, begins, grad_x_SC)
     inputs = [_pointer(tensor) for tensor in (grad_x_SC, place_NK)]
     library.combine_rows(in_bfloat16, *inputs, None, n_tokens, n_chosen, n_embd, _pointer(grad_x_NC))
     if frozen:
         return grad_x_NC, grad_weight_NK, x_NC.new_empty(0), x_NC.new_empty(0)
-    grad_gate_up_EJC, grad_down_ECI = (y_SC.new_empty(weight.shape) for weight in (gate_up_EJC, down_ECI))
+    grad_gate_up_EJC, grad_down_ECI = (torch.empty_like(weight) for weight in (gate_up_EJC, down_ECI))
     inputs = [_pointer(tensor) for tensor in (x_NC, assignment_S)]
     library.gather_rows(in_bfloat16, *inputs, n_chosen, rows, n_embd, _pointer(x_SC))
     _multiply_rows(grad_SJ, x_SC, begins, grad_gate_up_EJC)
     _multiply_rows(grad_SC, hidden_SI, begins, grad_down_ECI)
-    return grad_x_NC, grad_weight_NK, grad_gate_up_EJC.float(), grad_down_ECI.float()
+    return grad_x_NC, grad_weight_NK, grad_gate_up_EJC, grad_down_ECI
 
 
 @_experts_backward.register_fake
@@ -321,16 +322,16 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor, *r
 
 def _keep_experts(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)  # y_NC alone has a gradient
-    x_NC, weight_NK, _, gate_up_EJC, down_ECI, _ = inputs
+    x_NC, weight_NK, _, gate_up_EJC, down_ECI = inputs
     ctx.save_for_backward(x_NC, weight_NK, gate_up_EJC, down_ECI, *output[2:])
 
 
 def _backward_experts(ctx: Any, grad_NC: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad_NC is None:
-        return (None,) * 6
+        return (None,) * 5
     frozen = not any(ctx.needs_input_grad[3:5])
     grad_x, grad_weight, grad_gate_up, grad_down = _experts_backward(grad_NC.contiguous(), *ctx.saved_tensors, frozen)
-    return grad_x, grad_weight, None, *((None, None) if frozen else (grad_gate_up, grad_down)), None
+    return grad_x, grad_weight, None, *((None, None) if frozen else (grad_gate_up, grad_down))
 
 
 _experts.register_autograd(_backward_experts, setup_context=_keep_experts)

@@ -125,7 +125,8 @@ class _Trainer:
         products.use(self.gpt, self._products(), self.kernels)
         self.first = self.done
         work = planned.total_steps * planned.tokens_per_step * planned.flops_per_token / fabric.world_size
-        self.compiling = Compiling(self.gpt, self.config.compile, fabric, work, compiled)
+        quick = bool(self.products) and self.kernels
+        self.compiling = Compiling(self.gpt, self.config.compile, fabric, work, compiled, quick)
         self._resumed_at: float | None = None  # while the loop runs
 
     def _model(self) -> build.MoEGPT:
@@ -287,7 +288,7 @@ class _Trainer:
             console.say(f"train: micro batches of {self.config.micro_batch}, the most that memory suffices for")
         tokens = steps * self.plan.tokens_per_step
         rate = self.peak * world * _SHARE_OF_PEAK[self.fabric.device.type]
-        if self.products:  # what is between the matmuls stays in float32
+        if self.products and not self.kernels:  # what is between the matmuls is as slow as ever
             rate = plan.peak_flops(self.fabric.device, "32-true")[0] * world * _SHARE_WITH_PRODUCTS
         device = str(self.fabric.device) if world == 1 else f"{world} × {self.fabric.device.type}"
         size = f"{count.total / 1e6:,.2f} M parameters ({count.active / 1e6:,.2f} M active)"

@@ -214,7 +214,7 @@ def _activations_with_kernels(model: Model, train: Train, rows: int) -> int:
 
     Per token a layer keeps, in float32, both norms' inputs, the second's output, queries, keys, values and attention's
     output; in bfloat16 what both projections multiply, and for each assignment the output and two widths. In backward
-    one layer has, for each assignment, three inputs and four widths more, and its weights and their gradients; and
+    one layer has, for each assignment, three inputs and four widths more, its weights' gradients beside all weights, and
     gradients in float32 of its inputs, norms' outputs, and what attention takes and gives.
     """
     tokens = train.micro_batch * train.block_size
@@ -230,7 +230,7 @@ def _activations_with_kernels(model: Model, train: Train, rows: int) -> int:
     once = assigned * 2 * (3 * model.n_embd + 4 * width) if moe else 2 * 4 * wide
     once += 4 * (6 * model.n_embd + 2 * (model.n_head + model.n_query_groups) * head)
     once += (2 * 4 + 2 * 2) * model.n_embd  # around the head
-    of_weights = 2 * 2 * 3 * (model.n_expert * width if moe else wide) * model.n_embd
+    of_weights = 2 * 3 * model.n_embd * (len(moe) + 1) * (model.n_expert * width if moe else wide)
     chunk = min(tokens, train.loss_chunk or tokens)  # of logits, whose gradient is written over them
     of_head = 2 * chunk * rows + (4 + 2) * rows * model.n_embd
     return round(_HEAP * (tokens * (kept + once) + of_weights + of_head))

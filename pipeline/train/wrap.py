@@ -65,6 +65,7 @@ class _Worth(NamedTuple):
 _CUDA = _Worth(60.0, 0.2, 60.0)
 _CPU = _Worth(35.0, 0.05, 120.0)  # 5 to 10 % were saved; counted, not measured, so it must be worth it by far
 _CPU_FLOPS = 90e9  # that a training step reaches on two cores, where it was tried
+_CPU_FLOPS_IN_BFLOAT16 = 300e9  # with its matmuls in bfloat16 and compiled kernels
 _WARM_UP, _MEASURED = 3, 5  # steps
 
 
@@ -74,8 +75,17 @@ class Compiling:
     Raises UserError where `choice` is on and nothing here can compile.
     """
 
-    def __init__(self, model: nn.Module, choice: str, fabric: Fabric, run_flops: float, before: bool | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        choice: str,
+        fabric: Fabric,
+        run_flops: float,
+        before: bool | None,
+        in_bfloat16: bool = False,
+    ) -> None:
         """`run_flops`: of the whole run on one device. `before`: whether the run that is resumed was compiled, or None.
+        `in_bfloat16`: a CPU's matmuls, with compiled kernels between them.
 
         A resumed run stays as it was, since compiling moves last digits; unless `choice` is against it.
         """
@@ -96,7 +106,7 @@ class Compiling:
         elif missing:
             self._say(f"not compiled: {missing}")
         elif kind == "cpu" and before is None:
-            seconds = run_flops / _CPU_FLOPS
+            seconds = run_flops / (_CPU_FLOPS_IN_BFLOAT16 if in_bfloat16 else _CPU_FLOPS)
             words = f"the run's work takes about {console.duration(seconds)} on two cores; compiling would save about "
             self._decide(seconds * _CPU.share_saved, _CPU, words)
         elif kind == "mps":
