@@ -214,8 +214,8 @@ def _activations_with_kernels(model: Model, train: Train, rows: int) -> int:
 
     Per token a layer keeps, in float32, both norms' inputs, the second's output, queries, keys, values and attention's
     output; in bfloat16 what both projections multiply, and for each assignment the output and two widths. In backward
-    one layer has, for each assignment, three inputs and four widths more, its weights' gradients beside all weights, and
-    gradients in float32 of its inputs, norms' outputs, and what attention takes and gives.
+    one layer has, for each assignment, three inputs and four widths more, its weights' gradients beside all weights,
+    and in float32 gradients of its inputs, norms' outputs, and what attention takes and gives.
     """
     tokens = train.micro_batch * train.block_size
     head = model.head_size or model.n_embd // model.n_head
