@@ -58,7 +58,7 @@ def _kinds(section: str, described: dict[str, Any], default: str) -> Iterator[tu
 
 def _rows(kind: dict[str, Any], values: Any, definitions: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, field in kind["properties"].items():
-        options = field.get("anyOf", [field])
+        options = field.get("anyOf", field.get("oneOf", [field]))
         inner = next((option["$ref"].rpartition("/")[2] for option in options if "$ref" in option), None)
         value = values.get(name) if isinstance(values, dict) else None
         shown = f"`{yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix('...').strip()}`"

@@ -71,6 +71,8 @@ def _explain(problem: dict[str, Any], raw: dict[str, Any]) -> str:
     # Of download and instruct: the kind of section.
     source = section.get("source") if isinstance(section, dict) else None
     location = [part for i, part in enumerate(problem["loc"]) if not (i == 1 and part == source)]
+    if location and location[-1] in ("number", "word"):  # which of the two kinds that a value may be of
+        location.pop()
     path = ".".join(str(part) for part in location)
     kind, value, context = problem["type"], problem.get("input"), problem.get("ctx", {})
     if kind == "extra_forbidden":

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from pipeline.params.section import MOST, Count, Fraction, Positive, Section, Seed
 from pipeline.train.optimizers import OPTIMIZERS
@@ -14,7 +14,12 @@ else:
 
 Rate = Annotated[float, Field(gt=0, le=10)]  # of learning: more is a slip of the hand
 Samples = Annotated[int, Field(ge=1, le=2**24)]
-MicroBatch = Samples | Literal["auto"]
+MicroBatch = Annotated[
+    Annotated[Samples, Tag("number")] | Annotated[Literal["auto"], Tag("word")],
+    Discriminator(
+        lambda value: "word" if isinstance(value, str) else "number"
+    ),  # one of them is complained of, not both
+]
 Weight = Annotated[float, Field(ge=0, le=1000)]  # of a loss, or of decay
 
 

@@ -251,8 +251,9 @@ def _blocks(model: Model, assignments: int) -> tuple[int, int]:
 def _head(model: Model, train: Train, rows: int, tokens: int, size: int) -> int:
     """Logits, also in float32 and with their gradient; in chunks, the head's gradient summed in float32 as well."""
     chunk = min(tokens, train.loss_chunk or tokens)
-    summed = rows * model.n_embd * (4 + size) if chunk < tokens else 0  # and in the head's type, which it is cast to
-    return chunk * rows * (size + 2 * 4) + summed
+    copied = size if size < 4 else 0  # in the type of what is multiplied, where that is another
+    summed = rows * model.n_embd * (4 + copied) if chunk < tokens else 0
+    return chunk * rows * (copied + 2 * 4) + summed
 
 
 @contextmanager

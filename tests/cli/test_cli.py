@@ -200,7 +200,7 @@ def test_training_goes_on_from_an_imported_model_with_just_what_import_prints(
     assert command[:4] == ["uv", "run", "dvc", "exp"] and set(command[5::2]) == {"-S"}
     from_scratch = params.load(ROOT / "params.yaml").train.optimizer
     assert f"train.optimizer.lr={from_scratch.lr / 10:g}" in command
-    short = ["train.device=cpu", "train.compile=off", "train.max_tokens=1024", "train.optimizer.lr=1e-12"]
+    short = ["train.device=cpu", "train.compile=off", "train.max_tokens=256", "train.optimizer.lr=1e-12"]
     short += ["train.optimizer.weight_decay=0", "train.schedule.min_lr_fraction=0"]
     compose(tmp_path / "params.yaml", ROOT / "configs", [*command[6::2], *short])
     wanted = params.load(tmp_path / "params.yaml")

@@ -76,7 +76,7 @@ def test_every_preset_is_valid_or_says_what_it_needs(group, name, tmp_path):
         (["model.n_expert=1"], "model.n_expert_per_token: 2; allowed: 1 to n_expert = 1"),
         (["model.n_head=3"], "model.n_query_groups = 2: must divide n_head = 3; allowed: 1, 3"),
         (["model.n_head=6"], "model.n_head: 6 does not divide n_embd = 128; allowed: 1, 2, 4, 8"),
-        (["train.block_size=512"], "train.block_size: 512 is more than the model's context; allowed: 1 to"),
+        (["train.block_size=2048"], "train.block_size: 2048 is more than the model's context; allowed: 1 to"),
         (["train.device=cpu", "train.precision=16-mixed"], "train.precision: 16-mixed needs a GPU"),
         (
             ["train.device=cuda", "train.strategy=fsdp", "train.optimizer.name=adamw8bit"],
@@ -95,7 +95,9 @@ def test_every_preset_is_valid_or_says_what_it_needs(group, name, tmp_path):
         (["evaluate.lm_eval_tasks=[tests/conftest.py]"], "-S evaluate.watch=tests"),
         (["evaluate.lm_eval_tasks=[tests/conftest.py]", "evaluate.watch=tes"], "tes does not hold tests/conftest.py"),
         (["evaluate.prompts=[Once,'']"], "evaluate.prompts.1 = ''"),
-        (["evaluate.stride=1000"], "evaluate.stride: 1000; allowed: 1 to train.block_size"),
+        (["train.micro_batch_size=most"], "train.micro_batch_size = 'most'; allowed: 'auto'"),
+        (["train.micro_batch_size=0"], "train.micro_batch_size = 0: input should be greater than or equal to 1"),
+        (["evaluate.stride=2000"], "evaluate.stride: 2000; allowed: 1 to train.block_size"),
     ],
 )
 def test_an_impossible_parameter_is_named_with_its_value_and_what_is_allowed(overrides, words, tmp_path):
