@@ -7,7 +7,7 @@ Legend: B batch, T time, C embedding, H query heads, G key/value heads, D head s
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +86,7 @@ class Attention(CausalSelfAttention):
             return super().forward(x, cos, sin, mask, input_pos, input_pos_maxp1)
         n_head, n_group, size = self.config.n_head, self.config.n_query_groups, self.config.head_size
         heads_BTHD = product(self.qkv, x, self.in_bfloat16).unflatten(-1, (n_head + 2 * n_group, size))
-        if self.with_kernels and mask is not None and cpu_kernels.serves(len(x), n_group):
+        if self.with_kernels and _is_begins(mask) and cpu_kernels.serves(len(x), n_group):
             norms = (self.norm_q.weight, self.norm_k.weight) if self.config.norm_qk else None
             y_BTHD = cpu_kernels.attention(heads_BTHD, cos, sin, norms, self.config.norm_eps, mask, n_head)
             return product(self.proj, y_BTHD.flatten(2), self.in_bfloat16)
@@ -100,12 +100,17 @@ class Attention(CausalSelfAttention):
         q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BTGD, v_BTGD))
         if n_group != n_head and not _shares_heads(q, mask):
             k, v = (t.repeat_interleave(n_head // n_group, dim=1) for t in (k, v))
-        if mask is not None and mask.dtype != torch.bool:
+        if _is_begins(mask):
             y = attend(q, k, v, mask)
         else:
             grouped = k.size(1) != n_head
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         return product(self.proj, y.transpose(1, 2).flatten(2), self.in_bfloat16)
+
+
+def _is_begins(mask: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether it says where documents begin, and not who may attend to whom."""
+    return mask is not None and mask.dtype == torch.int64
 
 
 def _shares_heads(q: Tensor, mask: Tensor | None) -> bool:

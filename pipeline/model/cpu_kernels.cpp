@@ -534,6 +534,12 @@ void cross_entropy(void* logits, int32_t bfloat16, const int64_t* target_N, int6
         else std::fill_n(floats, V, 0.0f);
         continue;
       }
+      if (target >= V) {  // no such row; what is not finite is left out by the step
+        loss_N[n] = NAN;
+        if (bfloat16) std::fill_n(halves, V, uint16_t{0x7fc0});
+        else std::fill_n(floats, V, NAN);
+        continue;
+      }
       std::fill(room.begin() + whole, room.end(), -INFINITY);
       Floats top = all(-INFINITY);
       for (int64_t v = 0; v < whole; v += kLanes) {

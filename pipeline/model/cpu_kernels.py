@@ -112,6 +112,8 @@ def attention(
 
 def serves(rows: int, n_group: int) -> bool:
     """Whether `attention` keeps most threads busy: each takes one key/value head of one document, of a few in a row."""
+    if torch.compiler.is_compiling():  # which cannot follow a question to torch's threads
+        return True
     return rows * n_group * _DOCUMENTS >= torch.get_num_threads()
 
 
@@ -371,6 +373,7 @@ class _Normalize(torch.autograd.Function):
         x, weight_C, scale_N = ctx.saved_tensors
         grad_x, grad_weight_C = torch.empty_like(x), torch.zeros_like(weight_C)
         sizes = len(scale_N), x.size(-1)
-        inputs = [_pointer(tensor) for tensor in (grad.contiguous(), x, weight_C, scale_N)]
+        grad = grad.contiguous()  # by a name, so that it lives until it was read
+        inputs = [_pointer(tensor) for tensor in (grad, x, weight_C, scale_N)]
         _library().rms_norm_backward(*inputs, *sizes, _pointer(grad_x), _pointer(grad_weight_C))
         return grad_x, grad_weight_C, None

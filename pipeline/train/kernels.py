@@ -16,14 +16,18 @@ def refused(objective: Objective) -> str | None:
 
     Every rank must call it, before the objective is wrapped; the answer is the same on all.
     """
-    why = cpu_kernels.load()
-    if dist.is_available() and dist.is_initialized():
-        all_of_them: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(all_of_them, why)
-        why = next(filter(None, all_of_them), None)
-    if why is None and not _agree(objective):
-        why = "what was compiled computes something else than torch"
+    why = _of_any_rank(cpu_kernels.load())
+    if why is None:  # and so on every rank: the objective adds up over ranks
+        why = _of_any_rank(None if _agree(objective) else "what was compiled computes something else than torch")
     return why
+
+
+def _of_any_rank(why: str | None) -> str | None:
+    if not (dist.is_available() and dist.is_initialized()):
+        return why
+    found: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, why)
+    return next(filter(None, found), None)
 
 
 def _agree(objective: Objective) -> bool:
@@ -42,7 +46,7 @@ def _agree(objective: Objective) -> bool:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # an adapter's dropout is the same both times
             loss, _ = objective(tokens_BS)
-        grads = torch.autograd.grad(loss, weights, allow_unused=True)
+            grads = torch.autograd.grad(loss, weights, allow_unused=True)
         found.append(torch.cat([loss.detach().view(1), *(grad.flatten() for grad in grads if grad is not None)]))
         objective.balance.finish(gpt, 0.0)
     expected, mine = found

@@ -76,15 +76,16 @@ def train(
 
         built = build.resolved(params.model, planned.vocab_size)  # of a dense baseline, not what it is compared with
         begin = launch.from_rank_zero(fabric, find)
+        rows = build.config(params.model, planned.vocab_size).padded_vocab_size
 
         def micro_batch() -> Train:
             free = plan.available(fabric.device, params.train.devices)
             before = begin.checkpoint.micro_batch_size if begin.checkpoint else None
-            return plan.with_micro_batch(built, params.train, planned.weights, planned.vocab_size, free, before)
+            return plan.with_micro_batch(built, params.train, planned.weights, rows, free, before)
 
         train = launch.from_rank_zero(fabric, micro_batch)
         params = params.model_copy(update={"train": train})
-        sizes = (built, train, planned.weights, planned.vocab_size, fabric.device)
+        sizes = (built, train, planned.weights, rows, fabric.device)
         with plan.explained(*sizes), Interruption() as interruption:
             trainer = _Trainer(params, planned, fabric, begin, interruption, check, asked.train)
             return trainer.run(into, tokenizer, live, plots, run)

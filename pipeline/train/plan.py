@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from pipeline import console
 from pipeline.errors import UserError
-from pipeline.model import build
+from pipeline.model import build, cpu_kernels, products
 from pipeline.model.layout import moe_layers
 from pipeline.params import Model, Params, Train
 from pipeline.tokens import tokenizer as vocabulary
@@ -331,9 +331,14 @@ def with_micro_batch(
     """
     if train.micro_batch_size != "auto":
         return train
-    size = before or _largest_micro_batch(model, train, weights, rows, n_bytes)
+    share = train.global_batch_size // (train.devices * train.num_nodes)
+    size = before if before and share % before == 0 else None
+    counted = train
+    if train.device == "cpu" and train.precision == "auto" and (products.emulated() or cpu_kernels.load()):
+        counted = train.model_copy(update={"precision": "32-true"})  # without them a step takes more
+    size = size or _largest_micro_batch(model, counted, weights, rows, n_bytes)
     if size is None:
-        one = train.model_copy(update={"micro_batch_size": 1})
+        one = counted.model_copy(update={"micro_batch_size": 1})
         raise UserError(
             f"train.micro_batch_size = auto: {console.size(n_bytes)} do not suffice even for micro batches of one "
             f"sample; {advice(model, one, weights, rows)}"

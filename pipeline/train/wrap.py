@@ -31,18 +31,19 @@ def recompute_blocks(model: nn.Module) -> None:
 
     Weights and names stay as they are.
     """
+    draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())  # an adapter's
     for block in blocks(model):
-        block.forward = _Recomputed(block.forward)  # type: ignore[method-assign]
+        block.forward = _Recomputed(block.forward, draws)  # type: ignore[method-assign]
 
 
 class _Recomputed:
-    def __init__(self, forward: Any) -> None:
-        self._forward = forward
+    def __init__(self, forward: Any, draws: bool) -> None:
+        self._forward, self._draws = forward, draws
 
     def __call__(self, *args: Any) -> Any:
         if not torch.is_grad_enabled():
             return self._forward(*args)
-        return checkpoint(self._forward, *args, use_reentrant=False, preserve_rng_state=False)  # nothing draws
+        return checkpoint(self._forward, *args, use_reentrant=False, preserve_rng_state=self._draws)
 
 
 def shard(module: nn.Module, mesh: Any) -> nn.Module:

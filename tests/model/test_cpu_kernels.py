@@ -119,6 +119,17 @@ def test_rms_norm_and_its_gradients(width: int) -> None:
         torch.testing.assert_close(found.double(), sought, rtol=1e-5, atol=1e-5)
 
 
+def test_a_norms_gradient_is_read_whole_where_it_is_a_part_of_another() -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 512, heads, 64).requires_grad_() for heads in (8, 2)] + [torch.rand(64).requires_grad_()]
+    found = []
+    for norm in (cpu_kernels.rms_norm, lambda x, weight, eps: F.rms_norm(x, (64,), weight, eps)):
+        y = torch.cat([norm(x, inputs[2], 1e-5) for x in inputs[:2]], dim=2)
+        found.append(torch.autograd.grad(y, inputs, torch.arange(y.numel()).view(y.shape) / y.numel()))
+    for mine, expected in zip(*found, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+
+
 def _experts(x_NC: Tensor, weight_NK: Tensor, index_NK: Tensor, gate_up_EJC: Tensor, down_ECI: Tensor) -> Tensor:
     """Every expert on every token, by weight 0 where it was not chosen."""
     gate, up = torch.einsum("nc,ejc->nej", x_NC, gate_up_EJC).chunk(2, -1)
@@ -177,6 +188,19 @@ def test_attention_is_the_same_with_any_number_of_threads() -> None:
 def _objective(**changes: object) -> Objective:
     model = tiny(tie_embeddings=False, **({"norm_qk": True} | changes))
     return Objective(build.build(model, VOCAB, seed=1), run_settings(loss_chunk=16).train, eos_id=0)
+
+
+def test_without_documents_torch_attends_and_the_norms_of_queries_are_ours() -> None:
+    torch.manual_seed(0)
+    tokens, found = torch.randint(0, VOCAB, (2, 41)), []
+    for kernels_too in (False, True):
+        model = tiny(tie_embeddings=False, norm_qk=True)
+        train = run_settings(loss_chunk=16, document_mask=False).train
+        objective = Objective(build.build(model, VOCAB, seed=1), train, eos_id=0)
+        products.use(objective.gpt, [], kernels_too)
+        grads = torch.autograd.grad(objective(tokens)[0], list(objective.parameters()))
+        found.append(torch.cat([grad.flatten() for grad in grads]))
+    assert (found[1] - found[0]).norm() < 1e-5 * found[0].norm()
 
 
 STRUCTURES = [{}, {"norm_qk": False}, {"moe_every": 2, "n_shared_expert": 1, "norm_qk": False}, {"n_expert": 0}]

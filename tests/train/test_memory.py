@@ -101,7 +101,7 @@ def test_a_dense_baselines_memory_is_its_own(corpus: Path, tmp_path: Path, monke
 def test_running_out_of_memory_says_what_to_lower_and_what_that_saves() -> None:
     parameters = tiny(micro_batch_size=8)
     with (
-        pytest.raises(UserError, match=r"train\.micro_batch_size=4 saves about [\d.]+ MB") as advice,
+        pytest.raises(UserError, match=r"train\.micro_batch_size=4 saves about [\d.]+ [kM]B") as advice,
         plan.explained(parameters.model, parameters.train, plan.Weights(10**6), 257, torch.device("cpu")),
     ):
         torch.empty(2**55)
