@@ -90,7 +90,7 @@ inline Floats load_as(const uint16_t* from) { return from_bfloat16(from); }
 inline void store_as(float* to, Floats x) { store(to, x); }
 inline void store_as(uint16_t* to, Floats x) { to_bfloat16(to, x); }
 
-// `each(place, load, store)` for whole vectors of a row, then once for the rest of it by way of a vector's room.
+// A vector of a row; the last one may be less than whole, and goes by way of a vector's room.
 template <class T>
 struct Part {
   T* row;
@@ -158,6 +158,15 @@ struct Rotary {
       float a = x_D[d] * by * (weight_D ? weight_D[d] : 1), b = x_D[d + half] * by * (weight_D ? weight_D[d + half] : 1);
       y_D[d] = a * cos[d] - b * sin[d];
       y_D[d + half] = b * cos[d + half] + a * sin[d + half];
+    }
+  }
+
+  // Of L tokens whose rows lie `row` apart: keys as `forward` gives them, and values, both P apart.
+  void keys_and_values(const float* keys, const float* values, const float* weight_D, int64_t first, int64_t L, int64_t row,
+                       int64_t P, float* k_LP, float* v_LP) const {
+    for (int64_t l = 0; l < L; l++) {
+      forward(keys + l * row, weight_D, first + l, k_LP + l * P);
+      std::copy_n(values + l * row, D, v_LP + l * P);
     }
   }
 
@@ -338,11 +347,8 @@ void attention_forward(const float* qkv, const float* cos_ND, const float* sin_N
       room.assign(2 * L * P + D * M + kRows * (M + 2 * P), 0.0f);
       float *k_LP = room.data(), *v_LP = k_LP + L * P, *k_DM = v_LP + L * P;
       float *s_RM = k_DM + D * M, *q_RP = s_RM + kRows * M, *y_RP = q_RP + kRows * P;
-      for (int64_t l = 0; l < L; l++) {
-        const float* x = qkv + (first + l) * row;
-        rotary.forward(x + (H + g) * D, norm_k, first + l, k_LP + l * P);
-        std::copy_n(x + (H + G + g) * D, D, v_LP + l * P);
-      }
+      const float* keys = qkv + first * row + (H + g) * D;
+      rotary.keys_and_values(keys, keys + G * D, norm_k, first, L, row, P, k_LP, v_LP);
       transposed(k_LP, L, P, D, M, k_DM);
       for (int64_t h = g * heads; h < (g + 1) * heads; h++)
         for (int64_t l0 = 0; l0 < L; l0 += kRows) {
@@ -399,11 +405,8 @@ void attention_backward(const float* grad, const float* qkv, const float* cos_ND
       float *k_LP = room.data(), *v_LP = k_LP + L * P, *grad_k_LP = v_LP + L * P, *grad_v_LP = grad_k_LP + L * P;
       float *k_DM = grad_v_LP + L * P, *v_DM = k_DM + D * M, *p_RM = v_DM + D * M, *grad_s_RM = p_RM + kRows * M;
       float *q_RP = grad_s_RM + kRows * M, *grad_y_RP = q_RP + kRows * P, *grad_q_RP = grad_y_RP + kRows * P;
-      for (int64_t l = 0; l < L; l++) {
-        const float* x = qkv + (first + l) * row;
-        rotary.forward(x + (H + g) * D, norm_k, first + l, k_LP + l * P);
-        std::copy_n(x + (H + G + g) * D, D, v_LP + l * P);
-      }
+      const float* keys = qkv + first * row + (H + g) * D;
+      rotary.keys_and_values(keys, keys + G * D, norm_k, first, L, row, P, k_LP, v_LP);
       transposed(k_LP, L, P, D, M, k_DM);
       transposed(v_LP, L, P, D, M, v_DM);
       for (int64_t h = g * heads; h < (g + 1) * heads; h++)

@@ -1,7 +1,7 @@
 """What cpu_kernels.cpp computes, for training on a CPU: compiled at first use, where a C++ compiler is there.
 
     why_not = cpu_kernels.load()                         # None: they are ready
-    products.use(gpt, kinds, kernels=why_not is None)    # a model's attention, norms and loss use them from here on
+    products.use(gpt, kinds, kernels=why_not is None)    # a model's layers and loss use them from here on
 
 torch's own operators compute the same, up to the order of sums, in several passes over memory.
 
@@ -83,9 +83,10 @@ def _run(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS).stdout
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    assert tensor is None or tensor.is_contiguous()
-    return None if tensor is None else tensor.data_ptr()
+def _call(name: str, *arguments: Tensor | float | None) -> None:
+    """A function of the library; tensors are given by their address, and live until it is done."""
+    assert all(a.is_contiguous() for a in arguments if isinstance(a, Tensor))
+    getattr(_library(), name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
@@ -130,8 +131,7 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     """Return y [B, T, H, D] and, for backward, each query's logsumexp [B, T, H]."""
     y, logsumexp = _room(qkv, n_head)
-    inputs = [_pointer(tensor) for tensor in (qkv, cos, sin, norm_q, norm_k)]
-    _library().attention_forward(*inputs, eps, _pointer(begin), *_sizes(qkv, n_head), _pointer(y), _pointer(logsumexp))
+    _call("attention_forward", qkv, cos, sin, norm_q, norm_k, eps, begin, *_sizes(qkv, n_head), y, logsumexp)
     return y, logsumexp
 
 
@@ -166,11 +166,10 @@ def _attention_backward(
     """Gradients of qkv and of the two norms' weights (zeros where there are none)."""
     grad_qkv = torch.empty_like(qkv)
     grad_norm_q, grad_norm_k = (qkv.new_zeros(qkv.size(-1)) for _ in range(2))
-    inputs = [_pointer(tensor) for tensor in (grad, qkv, cos, sin, norm_q, norm_k)]
-    saved = [_pointer(tensor) for tensor in (begin, y, logsumexp)]
-    grads = [_pointer(tensor) for tensor in (grad_qkv, grad_norm_q, grad_norm_k)]
-    _library().attention_backward(*inputs, eps, *saved, *_sizes(qkv, y.size(2)), *grads)
-    return grad_qkv, grad_norm_q, grad_norm_k
+    inputs, saved = (grad, qkv, cos, sin, norm_q, norm_k), (begin, y, logsumexp)
+    grads = grad_qkv, grad_norm_q, grad_norm_k
+    _call("attention_backward", *inputs, eps, *saved, *_sizes(qkv, y.size(2)), *grads)
+    return grads
 
 
 @_attention_backward.register_fake
@@ -222,23 +221,20 @@ def _experts(
     x_NC: Tensor, weight_NK: Tensor, index_NK: Tensor, gate_up_EJC: Tensor, down_ECI: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return y_NC, count_E and, for backward, place_NK, assignment_S, begin (of E + 1), h_SJ and y_SC."""
-    library, (n_tokens, n_chosen), (_, width, n_embd) = _library(), index_NK.shape, down_ECI.mT.shape
-    y_NC, count_E, place_NK, assignment_S, begin, h_SJ, y_SC = room = _room_of_experts(
-        x_NC, index_NK, gate_up_EJC, down_ECI
-    )
+    (n_tokens, n_chosen), (_, width, n_embd) = index_NK.shape, down_ECI.mT.shape
+    room = _room_of_experts(x_NC, index_NK, gate_up_EJC, down_ECI)
+    y_NC, count_E, place_NK, assignment_S, begin, h_SJ, y_SC = room
     in_bfloat16 = y_SC.dtype == torch.bfloat16
-    places = [_pointer(tensor) for tensor in (place_NK, assignment_S, begin, count_E)]
-    index_NK = index_NK.contiguous()
-    library.dispatch(_pointer(index_NK), n_tokens, n_chosen, len(down_ECI), _ROWS, len(assignment_S), *places)
+    sizes = n_tokens, n_chosen, len(down_ECI), _ROWS, len(assignment_S)
+    _call("dispatch", index_NK.contiguous(), *sizes, place_NK, assignment_S, begin, count_E)
     begins = begin.tolist()
     rows = begins[-1]
     x_SC, hidden_SI = y_SC.new_empty(rows, n_embd), y_SC.new_empty(rows, width)
-    library.gather_rows(in_bfloat16, _pointer(x_NC), places[1], n_chosen, rows, n_embd, _pointer(x_SC))
+    _call("gather_rows", in_bfloat16, x_NC, assignment_S, n_chosen, rows, n_embd, x_SC)
     _multiply(x_SC, gate_up_EJC.mT, begins, h_SJ)
-    library.swiglu_forward(in_bfloat16, _pointer(h_SJ), rows, width, _pointer(hidden_SI))
+    _call("swiglu_forward", in_bfloat16, h_SJ, rows, width, hidden_SI)
     _multiply(hidden_SI, down_ECI.mT, begins, y_SC)
-    weights = _pointer(weight_NK)
-    library.combine_rows(in_bfloat16, _pointer(y_SC), places[0], weights, n_tokens, n_chosen, n_embd, _pointer(y_NC))
+    _call("combine_rows", in_bfloat16, y_SC, place_NK, weight_NK, n_tokens, n_chosen, n_embd, y_NC)
     return room
 
 
@@ -290,27 +286,22 @@ def _experts_backward(
     frozen: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x_NC, weight_NK, gate_up_EJC and down_ECI; the last two empty where those are frozen."""
-    library, (n_tokens, n_chosen), (_, width, n_embd) = _library(), place_NK.shape, down_ECI.mT.shape
+    (n_tokens, n_chosen), (_, width, n_embd) = place_NK.shape, down_ECI.mT.shape
     in_bfloat16, begins = y_SC.dtype == torch.bfloat16, begin.tolist()
     rows = begins[-1]
     grad_x_NC, grad_weight_NK = torch.empty_like(x_NC), torch.empty_like(weight_NK)
     grad_SC, grad_x_SC, x_SC = (y_SC.new_empty(rows, n_embd) for _ in range(3))
     grad_SI, hidden_SI, grad_SJ = (y_SC.new_empty(rows, size) for size in (width, width, 2 * width))
-    inputs = [_pointer(tensor) for tensor in (grad_NC, y_SC, assignment_S, weight_NK)]
-    library.combine_gradient(in_bfloat16, *inputs, n_chosen, rows, n_embd, _pointer(grad_SC), _pointer(grad_weight_NK))
+    inputs = grad_NC, y_SC, assignment_S, weight_NK
+    _call("combine_gradient", in_bfloat16, *inputs, n_chosen, rows, n_embd, grad_SC, grad_weight_NK)
     _multiply(grad_SC, down_ECI, begins, grad_SI)
-    inputs = [_pointer(tensor) for tensor in (grad_SI, h_SJ)]
-    library.swiglu_gradient(
-        in_bfloat16, *inputs, rows, width, _pointer(grad_SJ), None if frozen else _pointer(hidden_SI)
-    )
+    _call("swiglu_gradient", in_bfloat16, grad_SI, h_SJ, rows, width, grad_SJ, None if frozen else hidden_SI)
     _multiply(grad_SJ, gate_up_EJC, begins, grad_x_SC)
-    inputs = [_pointer(tensor) for tensor in (grad_x_SC, place_NK)]
-    library.combine_rows(in_bfloat16, *inputs, None, n_tokens, n_chosen, n_embd, _pointer(grad_x_NC))
+    _call("combine_rows", in_bfloat16, grad_x_SC, place_NK, None, n_tokens, n_chosen, n_embd, grad_x_NC)
     if frozen:
         return grad_x_NC, grad_weight_NK, x_NC.new_empty(0), x_NC.new_empty(0)
     grad_gate_up_EJC, grad_down_ECI = (torch.empty_like(weight) for weight in (gate_up_EJC, down_ECI))
-    inputs = [_pointer(tensor) for tensor in (x_NC, assignment_S)]
-    library.gather_rows(in_bfloat16, *inputs, n_chosen, rows, n_embd, _pointer(x_SC))
+    _call("gather_rows", in_bfloat16, x_NC, assignment_S, n_chosen, rows, n_embd, x_SC)
     _multiply_rows(grad_SJ, x_SC, begins, grad_gate_up_EJC)
     _multiply_rows(grad_SC, hidden_SI, begins, grad_down_ECI)
     return grad_x_NC, grad_weight_NK, grad_gate_up_EJC, grad_down_ECI
@@ -349,7 +340,7 @@ def cross_entropy(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
     """
     nll_N = logits_NV.new_empty(len(target_N), dtype=torch.float32)
     in_bfloat16 = logits_NV.dtype == torch.bfloat16
-    _library().cross_entropy(_pointer(logits_NV), in_bfloat16, _pointer(target_N), *logits_NV.shape, _pointer(nll_N))
+    _call("cross_entropy", logits_NV, in_bfloat16, target_N, *logits_NV.shape, nll_N)
     return nll_N, logits_NV
 
 
@@ -364,16 +355,13 @@ class _Normalize(torch.autograd.Function):
         x = x.contiguous()
         y, scale_N = torch.empty_like(x), x.new_empty(x.numel() // x.size(-1))
         ctx.save_for_backward(x, weight_C, scale_N)
-        sizes = len(scale_N), x.size(-1)
-        _library().rms_norm_forward(_pointer(x), _pointer(weight_C), eps, *sizes, _pointer(y), _pointer(scale_N))
+        _call("rms_norm_forward", x, weight_C, eps, len(scale_N), x.size(-1), y, scale_N)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight_C, scale_N = ctx.saved_tensors
         grad_x, grad_weight_C = torch.empty_like(x), torch.zeros_like(weight_C)
-        sizes = len(scale_N), x.size(-1)
-        grad = grad.contiguous()  # by a name, so that it lives until it was read
-        inputs = [_pointer(tensor) for tensor in (grad, x, weight_C, scale_N)]
-        _library().rms_norm_backward(*inputs, *sizes, _pointer(grad_x), _pointer(grad_weight_C))
+        inputs, sizes = (grad.contiguous(), x, weight_C, scale_N), (len(scale_N), x.size(-1))
+        _call("rms_norm_backward", *inputs, *sizes, grad_x, grad_weight_C)
         return grad_x, grad_weight_C, None

@@ -116,13 +116,12 @@ def remarks(plan: Plan, params: Params) -> None:
         console.warn("train.balance_coef = 0: nothing keeps the experts' load even")
 
 
+# --- memory -----------------------------------------------------------------------------------------------------------
+
 # On a CPU: bytes that torch's libraries take beside tensors, for code that they generate, say, in float32 and in
 # bfloat16; and by what glibc's heap takes more for tensors that come and go. Measured: tests/train/test_memory.py.
 _LIBRARIES, _WITH_BFLOAT16, _HEAP = 40_000_000, 70_000_000, 1.2
 _OLD_CGROUP = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
