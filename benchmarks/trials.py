@@ -70,8 +70,11 @@ def batch_ramp() -> None:
 
 
 def length_ramp() -> None:
-    half = 128
-    _at_first(lambda tokens_BS: [torch.cat((tokens_BS[:, : half + 1], tokens_BS[:, half : 2 * half + 1]))])
+    def halves(tokens_BS: Tensor) -> list[Tensor]:
+        half = (tokens_BS.size(1) - 1) // 2  # a sample ends with the target of its last token
+        return [torch.cat((tokens_BS[:, : half + 1], tokens_BS[:, half : 2 * half + 1]))]
+
+    _at_first(halves)
 
 
 def average_of_weights() -> None:
