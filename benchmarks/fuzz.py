@@ -29,7 +29,7 @@ import zstandard
 from pipeline.documents.reading import How, Reader
 from pipeline.errors import UserError
 from pipeline.params import read, validate
-from pipeline.train import plan
+from pipeline.train import memory, plan
 from tests.documents.formats import STORIES, as_json, as_jsonl, as_parquet, as_tar, as_text, as_zip
 from tests.params.mutating import mutated
 
@@ -88,7 +88,7 @@ def parameter_verdicts(count: int, seed: int) -> Iterator[tuple[dict[str, Any], 
         signal.alarm(round(SECONDS))
         try:
             valid = validate(changed)
-            plan.memory(valid.model, valid.train, plan.weights(valid.model, 2048, None), 2048)
+            memory.needed(valid.model, valid.train, plan.weights(valid.model, 2048, None), 2048)
             verdict = ("ok", "")
         except UserError as error:
             verdict = ("refused", str(error))

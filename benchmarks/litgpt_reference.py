@@ -26,7 +26,7 @@ def pretrain(
     from torch.utils.data import DataLoader, IterableDataset
 
     from pipeline.model import build
-    from pipeline.train import launch
+    from pipeline.train import hardware
 
     train, optimizer = parameters.train, parameters.train.optimizer
 
@@ -54,7 +54,7 @@ def pretrain(
     pretrain.measure_flops = lambda *_: 1.0
     pretrain.save_checkpoint = lambda *_: None
     precision: Any = train.precision
-    fabric = Fabric(accelerator=launch.device_of(train), devices=1, precision=precision)
+    fabric = Fabric(accelerator=hardware.device_of(train), devices=1, precision=precision)
     arguments = TrainArgs(
         save_interval=None, log_interval=10, global_batch_size=train.global_batch_size,
         micro_batch_size=train.micro_batch_size, max_tokens=steps * train.global_batch_size * train.block_size,

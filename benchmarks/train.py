@@ -147,18 +147,18 @@ def _print(preset: str, steps: int, place: Path, results: dict[str, dict[str, An
     import transformers
 
     from pipeline import params
-    from pipeline.model import build, products
-    from pipeline.train import launch, plan
+    from pipeline.model import products, size
+    from pipeline.train import hardware
 
     parameters = params.load(place / "params.yaml")
-    device = torch.device(launch.device_of(parameters.train))
+    device = torch.device(hardware.device_of(parameters.train))
     precision = parameters.train.precision
     if precision == "auto":
         precision = "32-true" if device.type == "cpu" and products.emulated() else "bf16-mixed"
-    peak, origin = plan.peak_flops(device, precision)
-    measured = plan.gemm_flops(device, torch.float32 if device.type == "cpu" else torch.bfloat16, seconds=2.0)
+    peak, origin = hardware.peak_flops(device, precision)
+    measured = hardware.gemm_flops(device, torch.float32 if device.type == "cpu" else torch.bfloat16, seconds=2.0)
     rows = parameters.model.vocab_size or 0
-    count = build.count(parameters.model, rows)
+    count = size.count(parameters.model, rows)
     flops = count.flops_per_token(parameters.train.block_size)
     name = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
@@ -249,9 +249,9 @@ def _contend(name: str, place: Path, steps: int, experts: str) -> None:
 
 def _precise(parameters: Any, name: str) -> Any:
     """For those who know no `auto`: as the name says, else 32-true on a CPU and mixed on a GPU."""
-    from pipeline.train import launch
+    from pipeline.train import hardware
 
-    train = launch.settled(parameters.train, launch.device_of(parameters.train))
+    train = hardware.settled(parameters.train, hardware.device_of(parameters.train))
     precision = "bf16-mixed" if "bf16-mixed" in name else {"auto": "32-true"}.get(train.precision, train.precision)
     return parameters.model_copy(update={"train": train.model_copy(update={"precision": precision})})
 
@@ -325,12 +325,12 @@ def _huggingface(parameters: Any, place: Path, marks: _Marks, steps: int, qk_nor
     from transformers import AutoModelForCausalLM
 
     from pipeline.huggingface.weights import transformers_config
-    from pipeline.train import launch
+    from pipeline.train import hardware
 
     model, train, chosen = parameters.model, parameters.train, parameters.train.optimizer
     if qk_norm:
         model = model.model_copy(update={"norm_qk": True})
-    device = torch.device(launch.device_of(train))
+    device = torch.device(hardware.device_of(train))
     if experts == "batched_mm" and device.type == "cpu":
         _refuse_copies_beyond_memory(parameters)
     torch.manual_seed(train.seed)

@@ -270,8 +270,9 @@ def plan(
 ) -> None:
     """Count before training: parameters, memory of a step, tokens, FLOPs, and the time they take."""
     from pipeline.cli.plan import forecast, n_bytes, wanted
-    from pipeline.stage import ADAPTER, INSTRUCT, TOKENIZER, TOKENS
+    from pipeline.stage import ADAPTER, INSTRUCT, REPORTS, TOKENIZER, TOKENS
 
+    report = REPORTS / ("finetune.json" if finetune else "train.json")
     available = None if memory is None else n_bytes(memory)
     params = wanted(params_file, overrides or [])
     tokens, tokenizer, adapter = TOKENS, TOKENIZER, None
@@ -282,7 +283,7 @@ def plan(
         params = of_checkpoint(params)
     if measure and device is not None:
         raise UserError(f"--measure: that is for this machine, and --device {device} is another; take one of them")
-    for line in forecast(params, tokens, tokenizer, available, device, adapter, measure):
+    for line in forecast(params, tokens, tokenizer, available, device, adapter, measure, report):
         console.say(line)
 
 

@@ -1,23 +1,26 @@
 """`moe plan`: what a training run would take, counted before anything is trained, for the machine that params name.
 
 for line in forecast(wanted(Path("params.yaml"), ["train=gpu16gb"]), tokens, tokenizer): print(line)
+
+Imports no torch, but for `measure`, an adapter, and where a GPU may be here: the answer comes within a second.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-from pydantic import ByteSize, TypeAdapter, ValidationError
+from pydantic import BaseModel, ByteSize, Field, TypeAdapter, ValidationError
 
 from pipeline import console, params
 from pipeline.errors import UserError
-from pipeline.model import build
-from pipeline.model.device import resolve
+from pipeline.model import size
+from pipeline.model.device import kind
 from pipeline.tokens import tokenizer as vocabulary
-from pipeline.train import calibration, launch, plan
+from pipeline.train import hardware, memory, plan
+from pipeline.train.optimizers import OPTIMIZERS
 
 _SHARES_OF_PEAK = (0.2, 0.5)  # what runs reach: small models and old cards the one, large ones on new cards the other
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CARDS = ("T4", "RTX 3060", "RTX 4090", "A100", "H100")  # of which the time is told where the GPU is elsewhere
 
 
@@ -47,22 +50,23 @@ def forecast(
     params: params.Params,
     tokens: Path,
     tokenizer: Path,
-    memory: int | None = None,
+    within: int | None = None,
     card: str | None = None,
     adapter: plan.Adapter | None = None,
     measure: bool = False,
+    report: Path | None = None,
 ) -> Iterator[str]:
-    """Lines on parameters, memory on one device, tokens and time; for a GPU that is not here, by its datasheet.
+    """Lines on parameters, memory on one device, disk, tokens and time; for a GPU that is not here, by its datasheet.
 
-    `adapter`: what trains beside frozen weights. With `memory`, bytes of a device, also what fits into it; with `card`,
-    the time on that GPU; with `measure`, the time by training on this machine for some seconds. Without a token set
-    (nothing was tokenized yet) what depends on it is left out and said so.
+    `adapter`: what trains beside frozen weights. `within`: bytes of a device, and what fits into them. `card`: the GPU
+    that the time is told for; `measure`: the time is told by training on this machine for some seconds; `report`: of
+    an earlier training here, whose speed tells it. Without a token set (nothing was tokenized yet) what depends on it
+    is left out and said so.
     Raises UserError where params and data do not fit.
     """
-    model = params.model
-    elsewhere = card or params.train.device == "cuda"  # or it may be
-    kind = "cuda" if elsewhere else resolve(params.train.device, "train.device").type
-    train = launch.settled(params.train, kind)
+    model, elsewhere = params.model, bool(card) or params.train.device == "cuda"  # or it may be
+    device = "cuda" if elsewhere else kind(params.train.device, "train.device")
+    train = hardware.settled(params.train, device)
     tokenized = (tokenizer / "tokenizer.json").is_file()
     if tokenized and model.vocab_size is not None:  # the tokens here may be of another tokenizer than this model's
         tokenized = vocabulary.vocab_size(tokenizer) <= model.vocab_size
@@ -70,21 +74,21 @@ def forecast(
     if vocab_size is None:
         yield "vocabulary: unknown until `dvc repro tokenize` has run, or model.vocab_size is set"
         return
-    count = build.count(model, vocab_size)
+    count = size.count(model, vocab_size)
     yield f"vocabulary: {vocab_size:,} tokens{'' if tokenized else ' (from the parameters; nothing is tokenized yet)'}"
     yield f"parameters: {count.total:,} in all, {count.active:,} active for each token"
-    rows = build.config(model, vocab_size).padded_vocab_size
-    resolved = build.resolved(model, vocab_size)
+    resolved, rows = size.resolved(model, vocab_size), size.padded_rows(model, vocab_size)
     weights = plan.weights(model, vocab_size, adapter)
     if weights.frozen:
         yield f"trained: {weights.trained:,} parameters of an adapter, {weights.trained / weights.frozen:.1%}"
-    train, words = _with_micro_batch(resolved, train, weights, rows, memory, bool(elsewhere))
+    train, words = _with_micro_batch(resolved, train, weights, rows, within, elsewhere)
     yield from words
-    need = plan.memory(resolved, train, weights, rows)
+    need = memory.needed(resolved, train, weights, rows)
     yield f"memory on each device: about {console.size(need.total)} ({need})"
-    if memory is not None:
-        settings = plan.fitting(resolved, train, weights, rows, kind, memory)
-        yield _within(console.size(memory), need.total <= memory, settings)
+    if within is not None:
+        settings = memory.fitting(resolved, train, weights, rows, device, within)
+        yield _within(console.size(within), need.total <= within, settings)
+    yield _disk(params, weights, vocab_size)
     per_token = count.flops_per_token(train.block_size)
     yield f"work: {per_token / 1e6:,.1f} MFLOP per token, forward and backward"
     if tokenized and (tokens / "train" / "index.json").is_file():
@@ -100,28 +104,45 @@ def forecast(
         return
     world = train.devices * train.num_nodes
     if measure:
+        from pipeline.train import calibration
+
         rate = calibration.tokens_per_second(model, params.train, vocab_size, adapter) * world
         how = f"{rate:,.0f} tokens/s, measured for some seconds, not compiled"
-        yield f"time: {console.duration(total / rate)} on {world} x {kind} ({how})"
+        yield f"time: {console.duration(total / rate)} on {world} x {device} ({how})"
         return
-    for name, peak, how in _peaks(train, card):
-        slow, fast = (console.duration(total * per_token / (peak * world * share)) for share in _SHARES_OF_PEAK)
-        used = f"{_SHARES_OF_PEAK[1]:.0%} to {_SHARES_OF_PEAK[0]:.0%} of {peak / 1e12:,.2f} TFLOP/s, {how}"
-        yield f"time: {fast} to {slow} on {world} x {name} ({used})"
+    for name, speeds, how in _speeds(train, card, report):
+        times = " to ".join(console.duration(total * per_token / (speed * world)) for speed in speeds)
+        yield f"time: {times} on {world} x {name} ({how})"
 
 
 def _with_micro_batch(
-    model: params.Model, train: params.Train, weights: plan.Weights, rows: int, memory: int | None, elsewhere: bool
+    model: params.Model, train: params.Train, weights: memory.Weights, rows: int, within: int | None, elsewhere: bool
 ) -> tuple[params.Train, list[str]]:
-    """With `micro_batch_size: auto` settled as training would, or for `memory`; where neither is known, for one."""
+    """With `micro_batch_size: auto` settled as training would, or for `within`; where neither is known, for one."""
     if train.micro_batch_size != "auto":
         return train, []
-    if memory is None and elsewhere and not torch.cuda.is_available():
+    if within is None and elsewhere and kind("auto", "train.device") != "cuda":
         one = train.model_copy(update={"micro_batch_size": 1})
         return one, ["micro batch: the most that fit where it trains; for one sample, or with --memory for a card:"]
-    free = memory or plan.available(torch.device(train.device), train.devices)
-    train = plan.with_micro_batch(model, train, weights, rows, free)
+    free = within or memory.available(train.device, train.devices)
+    train = memory.with_micro_batch(model, train, weights, rows, free)
     return train, [f"micro batch: {train.micro_batch} samples, the most that {console.size(free)} suffice for"]
+
+
+def _disk(params: params.Params, weights: memory.Weights, vocab_size: int) -> str:
+    """What training and export write; one checkpoint more than are kept, while it is written."""
+    train, element = params.train, 2 if params.train.precision == "bf16-true" else 4
+    held = (weights.frozen + weights.trained) * element
+    checkpoint = held + weights.trained * OPTIMIZERS[train.optimizer.name].state_bytes(element)
+    parts = {
+        f"{train.keep_checkpoints + 1} checkpoints": (train.keep_checkpoints + 1) * checkpoint,
+        "the model": held,
+        "exported": (weights.frozen + weights.trained) * _BYTES[params.export.dtype],
+    }
+    if train.max_tokens:
+        parts["tokens, if none is read twice,"] = train.max_tokens * (2 if vocab_size <= 2**16 else 4)
+    listed = ", ".join(f"{part} {console.size(round(n))}" for part, n in parts.items())
+    return f"disk: about {console.size(round(sum(parts.values())))} ({listed})"
 
 
 def _within(memory: str, fits: bool, settings: list[str] | None) -> str:
@@ -133,20 +154,50 @@ def _within(memory: str, fits: bool, settings: list[str] | None) -> str:
     return f"{memory}: will not fit; what would: {largest}"
 
 
-def _peaks(train: params.Train, card: str | None) -> Iterator[tuple[str, float, str]]:
-    """Devices that could train, their FLOP/s, and how those are known: measured where the device is here."""
+class _Report(BaseModel):
+    """What is read of reports/train.json."""
+
+    device: str
+    devices: int = Field(ge=1)
+    tokens_per_second: float = Field(gt=0)
+    flops_per_token: float = Field(gt=0)
+
+
+def _speeds(train: params.Train, card: str | None, report: Path | None) -> Iterator[tuple[str, list[float], str]]:
+    """Devices that could train, the FLOP/s of one, or the most and the least, and how those are known."""
     if card is not None:
-        if (known := plan.known_card(card)) is None:
-            raise UserError(f"--device {card}: no datasheet of it here; known are {', '.join(plan.DATASHEET)}")
-        yield known, plan.DATASHEET[known] * 1e12, "its datasheet in 16 bits"
+        if (known := hardware.known_card(card)) is None:
+            raise UserError(f"--device {card}: no datasheet of it here; known are {', '.join(hardware.DATASHEET)}")
+        yield known, *_of_peak(hardware.DATASHEET[known] * 1e12, "its datasheet in 16 bits")
         return
     try:
-        device = torch.device(launch.device_of(train))
+        device = hardware.device_of(train)
     except UserError as elsewhere:
         if train.device != "cuda":
             raise
         console.warn(f"not for this machine: {elsewhere}")
         for name in _CARDS:
-            yield name, plan.DATASHEET[name] * 1e12, "its datasheet in 16 bits"
+            yield name, *_of_peak(hardware.DATASHEET[name] * 1e12, "its datasheet in 16 bits")
+        return
+    if report is not None and (reached := _reached(report, device)):
+        yield device, [reached], f"{reached / 1e12:,.2f} TFLOP/s, as the last training here; --measure tries this one"
+    elif device == "cpu":
+        yield device, *_of_peak(hardware.cpu_flops(), "measured matmul in float32; --measure tells it closer")
     else:
-        yield device.type, *plan.peak_flops(device, train.precision)
+        import torch
+
+        yield device, *_of_peak(*hardware.peak_flops(torch.device(device), train.precision))
+
+
+def _of_peak(peak: float, how: str) -> tuple[list[float], str]:
+    most, least = max(_SHARES_OF_PEAK), min(_SHARES_OF_PEAK)
+    return [peak * most, peak * least], f"{most:.0%} to {least:.0%} of {peak / 1e12:,.2f} TFLOP/s, {how}"
+
+
+def _reached(report: Path, device: str) -> float | None:
+    """FLOP/s of one device in the training of a report; None where there was none, or on another kind of device."""
+    try:
+        known = _Report.model_validate_json(report.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return known.tokens_per_second * known.flops_per_token / known.devices if known.device == device else None

@@ -26,7 +26,8 @@ from pipeline.errors import UserError
 from pipeline.files import written_whole
 from pipeline.huggingface.classes import gguf_architecture
 from pipeline.huggingface.weights import State, to_huggingface
-from pipeline.model.build import MoEGPT, count
+from pipeline.model import size
+from pipeline.model.build import MoEGPT
 from pipeline.model.layout import moe_layers
 from pipeline.tokens.tokenizer import special_ids
 
@@ -188,7 +189,7 @@ def rope_factors(model: params.Model) -> torch.Tensor:
 
 def _size_label(model: params.Model, n_token: int) -> str:
     """All parameters (2.3M), or experts and the parameters outside of them and of one (8x0.4M), as llama.cpp's tool."""
-    counted = count(model, n_token)
+    counted = size.count(model, n_token)
     expert = 3 * model.n_embd * model.moe_intermediate_size * len(moe_layers(model))
     return gguf.size_label(counted.total, counted.total - model.n_expert * expert, expert, model.n_expert)
 

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.files import written_whole
 from pipeline.huggingface import verify, weights
 from pipeline.huggingface.classes import adapter_of
-from pipeline.model import build, checkpoint_folder
+from pipeline.model import build, checkpoint_folder, size
 from pipeline.tokens import tokenizer as tokens
 
 _TOKENIZER_FILES = (
@@ -58,7 +58,7 @@ def to_huggingface(
         _same_ids(tokenizer, folder)
     padding = (model.config.padded_vocab_size - vocab_size) * model.config.n_embd
     parameters = sum(p.numel() for p in model.parameters()) - padding * (1 if model.params.tie_embeddings else 2)
-    counted = build.count(model.params, vocab_size)
+    counted = size.count(model.params, vocab_size)
     return {
         "class": adapter_of(model.params).name,
         "dtype": dtype,

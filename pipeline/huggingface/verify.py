@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from pipeline import params
 from pipeline.huggingface import weights
 from pipeline.huggingface.classes import adapter_of
-from pipeline.model import build
+from pipeline.model import build, size
 
 TOLERANCE = 1e-4  # largest difference of a logit, in float32
 _TIE = 1e-5  # an expert is chosen by less than this (relative): rounding may choose another one
@@ -45,7 +45,7 @@ def verify_exportable(model: params.Model, vocab_size: int) -> str:
     could differ is the structure. Raises RuntimeError where the two disagree.
     """
     verified, shrunk = model, ""
-    if build.count(model, vocab_size).total > _VERIFIED_WHOLE:
+    if size.count(model, vocab_size).total > _VERIFIED_WHOLE:
         verified, vocab_size, shrunk = _narrow(model), min(vocab_size, 512), " (narrowed)"
     ours = build.build(verified, vocab_size)
     _randomize(ours)

@@ -1,24 +1,22 @@
 """A litgpt GPT from params.Model, with our expert layer put in: mixed dense and MoE, dense baselines, document masking.
 
     model = build(params.model, vocab_size); logits_BTV = model(idx_BT)
-    count(params.model, vocab_size).active         # on the meta device, nothing is allocated
+    on_meta(params.model, vocab_size)              # nothing is allocated
 
-Checkpoint folders are in pipeline/model/checkpoint_folder.py.
+Checkpoint folders are in pipeline/model/checkpoint_folder.py; counting is in size.py.
 
 Legend: B batch, T time, C embedding, V padded vocabulary.
 """
 
 import copy
 import hashlib
-from dataclasses import dataclass
 
 import torch
 from litgpt.config import Config
 from litgpt.model import GPT
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.model import blocks
+from pipeline.model import blocks, size
 from pipeline.model.layout import moe_layers
 from pipeline.model.moe import MoE
 from pipeline.params import Model
@@ -26,7 +24,7 @@ from pipeline.params import Model
 
 def config(model: Model, vocab_size: int) -> Config:
     """litgpt's config of the model, or of its dense baseline if asked for, for a tokenizer of `vocab_size` tokens."""
-    model = resolved(model, vocab_size)
+    model = size.resolved(model, vocab_size)
     moe = bool(moe_layers(model))
     sigmoid = moe and model.router == "sigmoid"
     scaling = model.rope_scaling
@@ -34,7 +32,7 @@ def config(model: Model, vocab_size: int) -> Config:
         # what litgpt convert_from_litgpt goes by; no name that litgpt has a chat template for
         name=("qwen3" if model.norm_qk else "llama") + ("-moe" if moe else ""),
         block_size=model.block_size,
-        vocab_size=_rows(model, vocab_size),
+        vocab_size=size.n_rows(model, vocab_size),
         padding_multiple=model.padding_multiple,
         n_layer=model.n_layer,
         n_embd=model.n_embd,
@@ -153,7 +151,7 @@ def build(
 
 def on_meta(model: Model, vocab_size: int, dtype: torch.dtype | None = None) -> MoEGPT:
     """The model without memory behind its weights."""
-    model = resolved(model, vocab_size)
+    model = size.resolved(model, vocab_size)
     with torch.device("meta"):
         gpt = MoEGPT(config(model, vocab_size), model)
     return gpt if dtype is None else _cast(gpt, dtype)
@@ -193,77 +191,3 @@ def _initialize(gpt: MoEGPT, seed: int) -> None:
         stream = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little", signed=True)
         generator = torch.Generator().manual_seed(stream)
         parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
-
-
-# --- counting ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Count:
-    """Parameters of a model, and the arithmetic of training it."""
-
-    total: int  # without `padding`
-    active: int  # those that compute for one token: all but the experts it is not routed to
-    padding: int  # in rows of the embedding and head that no token has
-    matmuls: int  # multiply-adds of one token's forward in weight matrices
-    n_layer: int
-    attention_width: int  # n_head · head_size
-
-    def flops_per_token(self, block_size: int) -> float:
-        """Floating point operations of forward and backward, per token, in sequences of `block_size`.
-
-        2 a multiply-add, backward twice the forward. Attention counts the causal half: (block_size + 1) / 2 keys.
-        """
-        attention = 2 * self.n_layer * self.attention_width * (block_size + 1) / 2
-        return 6 * (self.matmuls + attention)
-
-
-def count(model: Model, vocab_size: int) -> Count:
-    """Count on the meta device; of the dense baseline, if the model asks for one."""
-    model = resolved(model, vocab_size)
-    gpt = on_meta(model, vocab_size)
-    cfg = gpt.config
-    padding = (cfg.padded_vocab_size - _rows(model, vocab_size)) * cfg.n_embd * (1 if model.tie_embeddings else 2)
-    total = sum(p.numel() for p in gpt.parameters())
-    idle, matmuls = 0, gpt.lm_head.weight.numel()
-    for block in gpt.transformer.h:
-        if isinstance(block.mlp, MoE):
-            experts = block.mlp.gate_up_EJC.numel() + block.mlp.down_ECI.numel()
-            idle_here = experts - experts * cfg.n_expert_per_token // cfg.n_expert
-            idle += idle_here
-            matmuls -= idle_here
-        matmuls += sum(p.numel() for p in block.parameters() if p.dim() > 1)
-    return Count(total - padding, total - padding - idle, padding, matmuls, cfg.n_layer, cfg.n_head * cfg.head_size)
-
-
-# --- dense baselines --------------------------------------------------------------------------------------------------
-
-
-def resolved(model: Model, vocab_size: int) -> Model:
-    """The model to build: itself, or the dense one that `dense_baseline` asks for, as large in active or total."""
-    if model.dense_baseline == "none":
-        return model
-    plain = model.model_copy(update={"dense_baseline": "none"})
-    if not model.n_expert:
-        return plain
-    target = getattr(count(plain, vocab_size), model.dense_baseline)
-
-    def dense(width: int) -> Model:
-        return plain.model_copy(update={"n_expert": 0, "n_expert_per_token": 0, "intermediate_size": width})
-
-    narrow = count(dense(1), vocab_size).total
-    per_width = count(dense(2), vocab_size).total - narrow
-    ideal = 1 + (target - narrow) / per_width
-    for width in (8 * round(ideal / 8), round(ideal)):  # whole rows of 16 bytes where that is close enough
-        if width > 0 and abs(width - ideal) * per_width <= 0.0025 * target:
-            return dense(width)
-    return dense(max(1, round(ideal)))
-
-
-def _rows(model: Model, vocab_size: int) -> int:
-    if model.vocab_size is not None and model.vocab_size < vocab_size:
-        raise UserError(
-            f"model.vocab_size = {model.vocab_size}, but the tokenizer has {vocab_size} tokens; "
-            "set it to at least that, or to null"
-        )
-    return model.vocab_size or vocab_size

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from litdata.constants import _NUMPY_DTYPES_MAPPING, _TORCH_DTYPES_MAPPING
 from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.errors import UserError
@@ -160,6 +159,8 @@ def sha256(path: Path) -> str:
 
 def _dtype(data_format: str) -> np.dtype:
     """litdata's name of a token type, e.g. "no_header_numpy:5", through its own tables."""
+    from litdata.constants import _NUMPY_DTYPES_MAPPING, _TORCH_DTYPES_MAPPING  # which load torch
+
     kind, number = data_format.split(":")
     if kind == "no_header_numpy":
         dtype = np.dtype(_NUMPY_DTYPES_MAPPING[int(number)])

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.model import build, products
+from pipeline.model import build, products, size
 from pipeline.params import Model, Train
-from pipeline.train import kernels, launch, optimizers, plan
+from pipeline.train import hardware, kernels, launch, memory, optimizers, plan
 from pipeline.train.process import leave_busy_cores
 from pipeline.train.step import Objective, Step
 from pipeline.train.wrap import recompute_blocks
@@ -26,17 +26,17 @@ def tokens_per_second(
 
     Nothing is kept. Raises UserError for a device that is not here, and where memory does not suffice.
     """
-    device = launch.device_of(train)
+    device = hardware.device_of(train)
     alone: dict[str, Any] = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-    train = launch.settled(train, device)
+    train = hardware.settled(train, device)
     fabric = launch.fabric_for(train.model_copy(update=alone), device)
     if device == "cpu":
         leave_busy_cores()
-    resolved, rows = build.resolved(model, vocab_size), build.config(model, vocab_size).padded_vocab_size
+    resolved, rows = size.resolved(model, vocab_size), size.padded_rows(model, vocab_size)
     weights = plan.weights(resolved, vocab_size, adapter)
-    train = plan.with_micro_batch(resolved, train, weights, rows, plan.available(fabric.device, train.devices))
+    train = memory.with_micro_batch(resolved, train, weights, rows, memory.available(str(fabric.device), train.devices))
     train = train.model_copy(update=alone | {"global_batch_size": train.micro_batch})
-    with plan.explained(resolved, train, weights, rows, fabric.device):
+    with memory.explained(resolved, train, weights, rows, fabric.device):
         dtype = torch.bfloat16 if train.precision == "bf16-true" else None
         gpt = build.build(model, vocab_size, seed=train.seed, device=fabric.device, dtype=dtype)
         if adapter:
@@ -57,9 +57,9 @@ def tokens_per_second(
             step(done, random)
             done += 1
             if done == _WARM_UP:
-                plan.wait(fabric.device)
+                hardware.wait(fabric.device)
                 begun = time.perf_counter()
-        plan.wait(fabric.device)
+        hardware.wait(fabric.device)
         return (done - _WARM_UP) * tokens / (time.perf_counter() - begun)
 
 

@@ -1,6 +1,5 @@
-"""Where training runs: device, precision and strategy out of params; its processes, their start and their end.
+"""Where training runs: precision and strategy out of params; its processes, their start and their end.
 
-device = device_of(train)
 with processes(train, device) as fabric: ...      # another process that ends becomes words
 """
 
@@ -27,49 +26,13 @@ from torch.distributed import DistError, distributed_c10d
 
 from pipeline import console
 from pipeline.errors import UserError
-from pipeline.model.device import resolve
 from pipeline.params import Train
-from pipeline.train.optimizers import OPTIMIZERS
 from pipeline.train.process import Interrupted, rank
 
 T = TypeVar("T")
 _TO_MEET = timedelta(minutes=1)  # how long processes wait for each other at the start
 _GRACE = 20.0  # seconds in which a process may notice by itself that another of its run is gone
 _CHECKPOINT_STAYS = "The last checkpoint stays: the same command goes on from it"
-
-
-def device_of(train: Train) -> str:
-    """cpu, cuda or mps: `auto` resolved on this machine. Raises UserError for what this machine cannot do."""
-    device = resolve(train.device, "train.device").type
-    here = f"train.device = {train.device!r} is {device} here"
-    if device == "cuda" and train.devices > torch.cuda.device_count():
-        raise UserError(f"train.devices = {train.devices}; allowed: 1 to {torch.cuda.device_count()}, the GPUs here")
-    if device == "mps" and train.devices > 1:
-        raise UserError(f"train.devices = {train.devices}; {here}, which is one device")
-    if device == "cpu" and train.precision == "16-mixed":
-        raise UserError(f"train.precision = '16-mixed' needs a GPU; {here}: take 32-true or bf16-mixed")
-    if device == "mps" and train.precision not in ("auto", "32-true"):
-        raise UserError(f"train.precision = {train.precision!r}; {here}, allowed there: 32-true")
-    if device == "cuda" and train.precision.startswith("bf16") and not torch.cuda.is_bf16_supported(False):
-        raise UserError(f"train.precision = {train.precision!r}, but this GPU has no bfloat16; take 16-mixed")
-    if refusal := OPTIMIZERS[train.optimizer.name].refusal(train.optimizer.name, device, train.strategy):
-        raise UserError(f"train.{refusal} ({here})")
-    return device
-
-
-def settled(train: Train, device: str) -> Train:
-    """For this kind of device, with `precision: auto` resolved for a GPU.
-
-    On a CPU it stays, and pipeline/model/products.py resolves it.
-    """
-    train = train.model_copy(update={"device": device})
-    if train.precision != "auto" or device == "cpu":
-        return train
-    precision = "32-true"
-    if device == "cuda":
-        bfloat16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(False)  # for one that is not here
-        precision = "bf16-mixed" if bfloat16 else "32-true" if train.strategy == "fsdp" else "16-mixed"
-    return train.model_copy(update={"precision": precision})
 
 
 def fabric_for(train: Train, device: str) -> Fabric:

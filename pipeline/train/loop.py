@@ -17,10 +17,10 @@ from lightning.fabric import Fabric
 
 from pipeline import console, tracking
 from pipeline.errors import UserError
-from pipeline.model import build, checkpoint_folder, products
+from pipeline.model import build, checkpoint_folder, products, size
 from pipeline.model.layout import moe_layers
 from pipeline.params import Params, Train
-from pipeline.train import data, kernels, launch, optimizers, plan
+from pipeline.train import data, hardware, kernels, launch, memory, optimizers, plan
 from pipeline.train import resume as resumption
 from pipeline.train.gate import Gate
 from pipeline.train.history import History, plots_of
@@ -56,8 +56,8 @@ def train(
     not fit, and later where the loss stays not finite, memory runs out or the routing gate fails; Interrupted after
     SIGINT or SIGTERM.
     """
-    device, asked = launch.device_of(params.train), params
-    params = params.model_copy(update={"train": launch.settled(params.train, device)})
+    device, asked = hardware.device_of(params.train), params
+    params = params.model_copy(update={"train": hardware.settled(params.train, device)})
     planned = plan.make(params, tokens, tokenizer, adapter)
     for samples in (planned.samples, planned.val):
         samples.verify()
@@ -74,19 +74,19 @@ def train(
                 before(planned.vocab_size)
             return begin
 
-        built = build.resolved(params.model, planned.vocab_size)  # of a dense baseline, not what it is compared with
+        built = size.resolved(params.model, planned.vocab_size)  # of a dense baseline, not what it is compared with
         begin = launch.from_rank_zero(fabric, find)
-        rows = build.config(params.model, planned.vocab_size).padded_vocab_size
+        rows = size.padded_rows(params.model, planned.vocab_size)
 
         def micro_batch() -> Train:
-            free = plan.available(fabric.device, params.train.devices)
+            free = memory.available(str(fabric.device), params.train.devices)
             before = begin.checkpoint.micro_batch_size if begin.checkpoint else None
-            return plan.with_micro_batch(built, params.train, planned.weights, rows, free, before)
+            return memory.with_micro_batch(built, params.train, planned.weights, rows, free, before)
 
         train = launch.from_rank_zero(fabric, micro_batch)
         params = params.model_copy(update={"train": train})
         sizes = (built, train, planned.weights, rows, fabric.device)
-        with plan.explained(*sizes), Interruption() as interruption:
+        with memory.explained(*sizes), Interruption() as interruption:
             trainer = _Trainer(params, planned, fabric, begin, interruption, check, asked.train)
             return trainer.run(into, tokenizer, live, plots, run)
 
@@ -172,7 +172,7 @@ class _Trainer:
         if self.fabric.is_global_zero:
             resumption.forget_after(self.begin.folder, self.done, self.begin.checkpoint)
             self.history = History(self.begin.folder, live, tracker, self.moe_layers, self.done)
-        self.peak, self.peak_origin = plan.peak_flops(
+        self.peak, self.peak_origin = hardware.peak_flops(
             self.fabric.device, "bf16-mixed" if self.products else self.config.precision
         )
         self._announce()
@@ -290,7 +290,7 @@ class _Trainer:
         tokens = steps * self.plan.tokens_per_step
         rate = self.peak * world * _SHARE_OF_PEAK[self.fabric.device.type]
         if self.products and not self.kernels:  # what is between the matmuls is as slow as ever
-            rate = plan.peak_flops(self.fabric.device, "32-true")[0] * world * _SHARE_WITH_PRODUCTS
+            rate = hardware.peak_flops(self.fabric.device, "32-true")[0] * world * _SHARE_WITH_PRODUCTS
         device = str(self.fabric.device) if world == 1 else f"{world} × {self.fabric.device.type}"
         size = f"{count.total / 1e6:,.2f} M parameters ({count.active / 1e6:,.2f} M active)"
         to_go = f"{tokens:,} tokens to go ({steps:,} steps of {self.plan.tokens_per_step:,})"

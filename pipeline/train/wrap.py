@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline import console
 from pipeline.errors import UserError
-from pipeline.train import launch, plan
+from pipeline.train import hardware, launch
 
 
 def blocks(model: nn.Module) -> list[Block]:
@@ -118,7 +118,7 @@ class Compiling:
         """Decide once enough steps were measured; a wait for the device in some of the first steps only."""
         if not self._undecided:
             return
-        plan.wait(self._fabric.device)
+        hardware.wait(self._fabric.device)
         self._times.append(time.perf_counter())
         if len(self._times) <= _WARM_UP + _MEASURED:
             return

@@ -1,6 +1,9 @@
 """`moe plan` counts what a run would take, also for a GPU that is elsewhere and for parameters not composed yet."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,8 @@ from pipeline import console
 from pipeline.cli.app import app
 from pipeline.cli.plan import forecast, n_bytes, wanted
 from pipeline.errors import UserError
-from pipeline.model import build, checkpoint_folder
-from tests.train.small import ROOT, tiny
+from pipeline.model import checkpoint_folder, size
+from tests.train.small import ROOT, run, tiny
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of a machine without a GPU")
@@ -28,6 +31,49 @@ def test_a_gpu_preset_is_counted_on_a_laptop(
     assert any(line.startswith("memory on each device: about 12.9 GB") for line in lines)
     assert any(line.startswith("time: ") and "on 2 x T4" in line for line in lines)
     assert "not for this machine: train.device: torch finds no 'cuda'" in capsys.readouterr().err
+
+
+def test_the_answer_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes seconds to load; on a machine with a GPU torch is asked what it is."""
+    monkeypatch.chdir(ROOT)
+    program = (
+        "import sys; from pathlib import Path; from pipeline.cli.plan import forecast, wanted\n"
+        "parameters = wanted(Path('absent.yaml'), ['train.device=cpu'])\n"
+        f"*_, time = forecast(parameters, Path({str(tmp_path)!r}), Path({str(tmp_path)!r}), within=10**9)\n"
+        "assert time.startswith('time: '), time\n"
+        "heavy = {'torch', 'litgpt', 'transformers', 'wandb', 'litdata'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_disk_is_counted_as_training_writes_it(work: Path, tmp_path: Path) -> None:
+    parameters = tiny(model={"n_embd": 64, "vocab_size": 4096}, max_steps=1)
+    (line,) = [each for each in forecast(parameters, tmp_path, tmp_path) if each.startswith("disk: ")]
+    run(work / "data", tmp_path, parameters)
+    (state,), weights = tmp_path.glob("runs/*/*/state.pt"), tmp_path / "model/lit_model.pth"
+    found = re.search(r"\(3 checkpoints ([\d.]+) MB, the model ([\d.]+) MB, exported ([\d.]+) MB\)", line)
+    assert found and parameters.train.keep_checkpoints == 2
+    counted = [float(number) * 1e6 for number in found.groups()]
+    assert counted == pytest.approx([3 * state.stat().st_size, *2 * [weights.stat().st_size]], rel=0.03)
+
+
+def test_an_earlier_training_here_tells_the_time(tmp_path: Path) -> None:
+    parameters, report = tiny(model={"vocab_size": 300}, max_tokens=10**6), tmp_path / "train.json"
+
+    def time(**reported: Any) -> str:
+        report.write_text(json.dumps(reported))
+        *_, line = forecast(parameters, tmp_path, tmp_path, report=report)
+        return line
+
+    flops = size.count(parameters.model, 300).flops_per_token(32)
+    known = {"device": "cpu", "devices": 2, "tokens_per_second": 20_000.0, "flops_per_token": flops / 2}
+    assert time(**known) == f"time: 3 min 20 s on 1 x cpu ({flops * 5000 / 1e12:.2f} TFLOP/s, as the last training " + (
+        "here; --measure tries this one)"
+    )
+    for other in ({"device": "cuda"}, {"tokens_per_second": 0.0}, {"devices": None}):
+        assert "measured matmul" in time(**known | other)
 
 
 def test_a_run_here_is_measured(tmp_path: Path) -> None:
@@ -48,7 +94,7 @@ def test_micro_batches_that_memory_decides_are_named(tmp_path: Path) -> None:
     lines = list(forecast(parameters, tmp_path, tmp_path))
     assert any(line.startswith("micro batch: 8 samples, the most that ") for line in lines)
     with pytest.raises(UserError, match="do not suffice"):
-        list(forecast(parameters, tmp_path, tmp_path, memory=1000))
+        list(forecast(parameters, tmp_path, tmp_path, within=1000))
     parameters = tiny(model={"vocab_size": 300}, max_tokens=10**6, micro_batch_size="auto", device="cuda")
     if not torch.cuda.is_available():
         lines = list(forecast(parameters, tmp_path, tmp_path))
@@ -76,8 +122,8 @@ def test_the_largest_micro_batch_that_fits_is_named_and_one_more_would_not_fit(
     assert line.startswith("40.0 GB: fits; the largest micro batch that does: -S train.micro_batch_size=")
     largest = int(line.rpartition("=")[2])
     needs = []
-    for size in (largest, 2 * largest):
-        settings = ["model=moe_200m", "tokenizer=gpt2", "train=gpu24gb", f"train.micro_batch_size={size}"]
+    for n_samples in (largest, 2 * largest):
+        settings = ["model=moe_200m", "tokenizer=gpt2", "train=gpu24gb", f"train.micro_batch_size={n_samples}"]
         lines = forecast(wanted(Path("absent.yaml"), settings), tmp_path, tmp_path)
         (need,) = [line for line in lines if line.startswith("memory on each device: about ")]
         needs.append(float(need.split()[5]))
@@ -128,7 +174,7 @@ def test_finetuning_is_planned_for_the_model_of_its_checkpoint_and_lora_takes_le
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, result.output
         lines = dict(line.split(": ", 1) for line in result.stdout.splitlines())
-        total = build.count(*checkpoint_folder.described(work / "models/litgpt")).total
+        total = size.count(*checkpoint_folder.described(work / "models/litgpt")).total
         assert lines["parameters"].startswith(f"{total:,} ")
         need[method] = float(lines["memory on each device"].split()[1])
         assert ("trained" in lines) == (method == "lora")

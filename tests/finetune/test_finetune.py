@@ -24,7 +24,7 @@ from pipeline.huggingface import folder as huggingface
 from pipeline.model import build, checkpoint_folder
 from pipeline.params import Params
 from pipeline.tokens.flags import FIRST, ID, LOSS
-from pipeline.train import plan
+from pipeline.train import memory, plan
 from pipeline.train.data import Samples
 from pipeline.train.step import Objective
 from tests.model.small import tiny as small_model
@@ -137,7 +137,7 @@ def test_the_memory_of_an_adapter_is_counted_as_autograd_keeps_it(pretrained: Pa
     adapter.put_in(model, 0)
     sizes = [sum(p.numel() for p in model.parameters() if p.requires_grad is trains) for trains in (True, False)]
     assert [counted.trained, counted.frozen] == sizes
-    need = plan.memory(own.model, own.train, counted, model.config.padded_vocab_size)
+    need = memory.needed(own.model, own.train, counted, model.config.padded_vocab_size)
     assert [need.weights, need.gradients, need.optimizer] == [4 * sum(sizes), 4 * sizes[0], 8 * sizes[0]]
     held = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
@@ -150,7 +150,7 @@ def test_the_memory_of_an_adapter_is_counted_as_autograd_keeps_it(pretrained: Pa
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = model(torch.zeros(own.train.micro_batch_size, 32, dtype=torch.int64)).sum()
-    counted_activations = need.activations - plan._LIBRARIES
+    counted_activations = need.activations - memory._LIBRARIES
     assert (
         sum(kept.values()) <= counted_activations <= 2.5 * sum(kept.values())
     )  # frozen layers keep less than is counted

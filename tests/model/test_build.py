@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 from litgpt.config import Config
 from litgpt.model import GPT
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import params
 from pipeline.errors import UserError
 from pipeline.model import build, checkpoint_folder
 from pipeline.model.build import MoEGPT, documents, may_attend
-from pipeline.model.layout import moe_layers
 from pipeline.model.moe import MoE
 from tests.model.small import tiny
 
@@ -160,39 +158,6 @@ def test_tied_embeddings_are_one_tensor_and_dtype_is_as_asked() -> None:
     assert {p.dtype for p in gpt.parameters()} == {torch.bfloat16}
     assert {b.dtype for b in gpt.buffers()} == {torch.float32}  # rotary tables, the router's bias
     assert gpt(_tokens(1, 4)).isfinite().all()
-
-
-# --- counting ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("changes", [{}, {"n_shared_expert": 1, "moe_every": 2}, {"tie_embeddings": False}])
-def test_counts_are_those_of_the_model(changes: dict[str, Any]) -> None:
-    model = tiny(**changes)
-    counted = build.count(model, VOCAB)
-    gpt = build.build(model, VOCAB)
-    assert counted.total + counted.padding == sum(p.numel() for p in gpt.parameters())
-    assert counted.padding == (64 - VOCAB) * 32 * (1 if model.tie_embeddings else 2)
-    idle = 2 * 3 * 32 * 32 * len(moe_layers(model))  # two of four experts
-    assert counted.active == counted.total - idle
-
-
-def test_flops_are_those_that_torch_counts() -> None:
-    """On one token attention's causal half is its whole, so that every product is counted once by either."""
-    model = tiny(n_expert=0)
-    gpt, T = build.build(model, VOCAB), 8
-    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        gpt(_tokens(1, T))
-    forward = counter.get_total_flops()
-    counted = build.count(model, VOCAB)
-    attention = 4 * counted.n_layer * counted.attention_width * T * T  # torch multiplies the masked half too
-    assert forward == 2 * counted.matmuls * T + attention
-    assert counted.flops_per_token(T) * T == 3 * (forward - attention + attention * (T + 1) / (2 * T))
-
-
-def test_experts_that_a_token_does_not_visit_cost_no_flops() -> None:
-    few, many = (build.count(tiny(n_expert=n), VOCAB) for n in (4, 8))
-    router = 4 * 32 * 3  # weights of four more experts in three routers
-    assert many.matmuls - few.matmuls == router
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused() -> None:

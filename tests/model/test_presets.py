@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline import params
-from pipeline.model import build
+from pipeline.model import size
 from tests.model.small import ROOT
 
 PRESETS = sorted((ROOT / "configs/model").glob("*.yaml"))
@@ -25,7 +25,7 @@ def _read(path: Path) -> tuple[params.Model, int, float, float]:
 def test_counted_parameters_are_those_in_the_file(path: Path) -> None:
     model, vocab_size, total, active = _read(path)
     assert model.vocab_size in (None, vocab_size)
-    counted = build.count(model, vocab_size)
+    counted = size.count(model, vocab_size)
     assert round(counted.total / 1e6, 1) == total
     assert round(counted.active / 1e6, 1) == active
 
@@ -42,7 +42,7 @@ def test_presets_that_were_promised_have_the_promised_size(name: str, total: flo
 @pytest.mark.parametrize("baseline", ["active", "total"])
 def test_dense_baselines_have_the_size_they_are_named_for(path: Path, baseline: str) -> None:
     model, vocab_size, _, _ = _read(path)
-    counted = build.count(model, vocab_size)
-    dense = build.count(model.model_copy(update={"dense_baseline": baseline}), vocab_size)
+    counted = size.count(model, vocab_size)
+    dense = size.count(model.model_copy(update={"dense_baseline": baseline}), vocab_size)
     assert dense.total == dense.active
     assert dense.total == pytest.approx(getattr(counted, baseline), rel=0.005)

@@ -8,15 +8,15 @@ import psutil
 import torch
 
 from pipeline import params
-from pipeline.model import build, products
-from pipeline.train import calibration, kernels, launch, optimizers, plan
+from pipeline.model import build, products, size
+from pipeline.train import calibration, kernels, launch, memory, optimizers, plan
 from pipeline.train.step import Objective, Step
 
 parameters = params.load(Path(sys.argv[1]))
 model, train = parameters.model, parameters.train.model_copy(update={"device": "cpu"})
 vocab_size = parameters.tokenizer.vocab_size or 2048
-resolved, rows = build.resolved(model, vocab_size), build.config(model, vocab_size).padded_vocab_size
-foretold = plan.memory(resolved, train, plan.weights(model, vocab_size, None), rows).total
+resolved, rows = size.resolved(model, vocab_size), size.padded_rows(model, vocab_size)
+foretold = memory.needed(resolved, train, plan.weights(model, vocab_size, None), rows).total
 
 fabric = launch.fabric_for(train, "cpu")
 (torch.rand(64, 64) @ torch.rand(64, 64)).sum()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.params import Train
-from pipeline.train.data import Samples, Shuffle, batches, positions, spread
+from pipeline.train.data import batches, positions, spread
+from pipeline.train.samples import Samples, Shuffle
 from tests.train.small import run, tiny
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.train import plan
+from pipeline.train import hardware
 
 
 @pytest.mark.parametrize(
@@ -29,4 +29,4 @@ from pipeline.train import plan
     ],
 )
 def test_a_name_is_known_by_whole_words(name: str, known: str | None) -> None:
-    assert plan.known_card(name) == known
+    assert hardware.known_card(name) == known

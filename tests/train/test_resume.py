@@ -18,9 +18,9 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.hashing import file_sha256
-from pipeline.model import build, cpu_kernels, products
+from pipeline.model import build, cpu_kernels, products, size
 from pipeline.params import Params
-from pipeline.train import optimizers, plan, resume
+from pipeline.train import memory, optimizers, plan, resume
 from tests.train.small import ROOT, assert_same_bytes, run, tiny, weights
 
 STEPS = 24
@@ -453,23 +453,23 @@ def test_micro_batches_are_as_large_as_memory_allows_and_stay_so_when_a_run_goes
 ) -> None:
     settings: dict[str, Any] = {"micro_batch_size": "auto", "global_batch_size": 12, "max_steps": 3}
     train = tiny(**settings).train
-    resolved = build.resolved(tiny(**settings).model, 257)
+    resolved = size.resolved(tiny(**settings).model, 257)
     counted = plan.weights(resolved, 257, None)
 
     def need(size: int) -> int:
         update = {"micro_batch_size": size, "device": "cpu"}
-        return plan.memory(resolved, train.model_copy(update=update), counted, 257).total
+        return memory.needed(resolved, train.model_copy(update=update), counted, 257).total
 
     assert need(4) < need(5) < need(6)
-    monkeypatch.setattr(plan, "available", lambda *_: need(5))  # 5 does not divide 12
+    monkeypatch.setattr(memory, "available", lambda *_: need(5))  # 5 does not divide 12
     run(corpus, tmp_path / "stopped", tiny(**settings, max_minutes=1e-9))
     assert "train: micro batches of 4, the most that memory suffices for" in capsys.readouterr().out
-    monkeypatch.setattr(plan, "available", lambda *_: need(12))
+    monkeypatch.setattr(memory, "available", lambda *_: need(12))
     run(corpus, tmp_path / "stopped", tiny(**settings))
     assert "train: micro batches of 4, the most" in capsys.readouterr().out
     run(corpus, tmp_path / "explicit", tiny(**settings | {"micro_batch_size": 4}))
     assert_same_bytes(tmp_path / "stopped", tmp_path / "explicit")
-    monkeypatch.setattr(plan, "available", lambda *_: need(1) - 1)
+    monkeypatch.setattr(memory, "available", lambda *_: need(1) - 1)
     with pytest.raises(UserError, match=r"train.micro_batch_size = auto: [\d.]+ MB do not suffice even for"):
         run(corpus, tmp_path / "none", tiny(**settings))
 

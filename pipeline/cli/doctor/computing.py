@@ -19,11 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import console, params
 from pipeline.errors import UserError
-from pipeline.model import build
+from pipeline.model import build, size
 from pipeline.model.device import resolve
 from pipeline.model.layout import moe_layers
 from pipeline.model.moe import MoE
-from pipeline.train import launch, plan, wrap
+from pipeline.train import hardware, launch, wrap
 
 _DISK_BYTES = 2**27
 _SLOW_DISK = 30e6  # bytes a second; a checkpoint of the default model then takes a second, one of 200 M parameters 80
@@ -50,9 +50,9 @@ def _precision() -> str:
         dtypes["bf16-mixed, bf16-true"] = torch.bfloat16
     if device.type == "cuda":
         dtypes["16-mixed"] = torch.float16
-    speeds = [f"{names} {plan.gemm_flops(device, dtype) / 1e12:.2f}" for names, dtype in dtypes.items()]
+    speeds = [f"{names} {hardware.gemm_flops(device, dtype) / 1e12:.2f}" for names, dtype in dtypes.items()]
     if Path("params.yaml").is_file():
-        launch.device_of(params.load().train)
+        hardware.device_of(params.load().train)
     return f"TFLOP/s by train.precision, measured on {device.type}: {'; '.join(speeds)}"
 
 
@@ -78,8 +78,8 @@ def _kernels() -> str:
         raise UserWarning(f"no params.yaml in {Path.cwd()}; run this in the project's folder")
     parameters = params.load()
     train = parameters.train.model_copy(update={"devices": 1, "num_nodes": 1})
-    device = launch.device_of(train)
-    train = launch.settled(train, device)
+    device = hardware.device_of(train)
+    train = hardware.settled(train, device)
     n_layer = (moe_layers(parameters.model) or [0])[0] + 1
     dtype = torch.bfloat16 if train.precision == "bf16-true" else None
     vocab_size = 64
@@ -93,7 +93,7 @@ def _kernels() -> str:
     if "document_attention" in seen.names:
         how.add("flash attention for cpu, a document at a time")
     attention = ", ".join(sorted(how)).replace("_", " ") or "the plain formula, which holds all scores in memory"
-    if not moe_layers(build.resolved(small, vocab_size)):
+    if not moe_layers(size.resolved(small, vocab_size)):
         experts = "none"
     elif "experts" in seen.names:
         experts = "a loop over experts, for CPUs"
