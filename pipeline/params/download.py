@@ -38,7 +38,8 @@ class Bundled(Bounded):
 
 class LocalFiles(Section):
     path: Annotated[str, Field(coerce_numbers_to_str=True)] = Field(
-        min_length=1, description="file, folder or glob: .txt, .jsonl, .parquet, each also .gz or .zst"
+        min_length=1,
+        description="file, folder or glob: .jsonl, .parquet (of documents also .txt), each also .gz or .zst",
     )
     pattern: str = Field(min_length=1, description="which files of a folder, as a glob")
 
@@ -60,7 +61,9 @@ class HubFiles(Section):
 
 
 class UrlFiles(Section):
-    urls: list[str] = Field(description="http(s) addresses of .txt, .jsonl, .parquet, also .gz, .zst, .zip, .tar")
+    urls: list[str] = Field(
+        description="http(s) addresses of .jsonl, .parquet (of documents also .txt), also .gz, .zst, .zip, .tar"
+    )
     sha256: list[str] = Field(description="expected sha256 of each file, in the order of urls; empty: not checked")
     max_download_bytes: Positive = Field(description="refuse a file larger than this, bytes")
     licence: str | None = Field(description="licence of the data, for the manifest and the model card")
