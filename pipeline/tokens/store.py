@@ -99,6 +99,12 @@ class TokenStore:
             chunk, at = chunk + 1, until
         return tokens
 
+    @property
+    def n_documents(self) -> int | None:
+        """None where the token set does not say, as those that litdata wrote."""
+        path = self.folder / DOCUMENTS
+        return path.stat().st_size // 8 - 1 if path.is_file() else None
+
     def documents(self) -> np.ndarray:
         """Where the documents start: int64 [documents + 1], memory-mapped.
 

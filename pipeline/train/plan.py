@@ -22,6 +22,8 @@ from pipeline.train.samples import Samples
 if TYPE_CHECKING:
     from pipeline.model.build import MoEGPT
 
+_DOCUMENTS = 8  # in a step; with fewer, neighbours in one text make up a step, and it teaches less (docs/recipe.md)
+_SHORTEST = 128  # samples that are advised, tokens
 _MANY_EPOCHS = 4  # beyond, repeated tokens are worth visibly less (Muennighoff et al. 2023, arXiv 2305.16264)
 
 
@@ -106,6 +108,19 @@ def remarks(plan: Plan, params: Params) -> None:
         console.warn(
             f"the run sees the {plan.samples.count * plan.samples.block_size:,} training tokens {plan.epochs:.1f} "
             f"times; beyond {_MANY_EPOCHS} repeats teach little: more text, or a lower train.max_tokens"
+        )
+    train, length = params.train, plan.samples.tokens_per_document
+    times = _DOCUMENTS // train.global_batch_size
+    if length and length > train.block_size and times > 1 and train.block_size // times >= _SHORTEST:
+        changes = {"model.block_size": train.block_size // times}
+        changes["train.global_batch_size"] = train.global_batch_size * times
+        if train.micro_batch_size != "auto":
+            changes["train.micro_batch_size"] = train.micro_batch * times
+        settings = " ".join(f"-S {name}={value}" for name, value in changes.items())
+        console.warn(
+            f"documents have {length:,.0f} tokens on average, so the {plan.tokens_per_step:,} of a step come from "
+            f"{train.global_batch_size} of them; as many tokens in shorter samples of more documents teach more: "
+            f"{settings}"
         )
     if moe_layers(params.model) and not params.train.balance_coef and params.model.router == "softmax":
         console.warn("train.balance_coef = 0: nothing keeps the experts' load even")

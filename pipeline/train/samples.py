@@ -75,6 +75,11 @@ class Samples:
         self.block_size = block_size
         self.count = max(0, (self._store.n_tokens - 1) // block_size)
 
+    @property
+    def tokens_per_document(self) -> float | None:
+        """The mean; None where the token set does not say."""
+        return self._store.n_tokens / self._store.n_documents if self._store.n_documents else None
+
     def verify(self) -> None:
         """Raise UserError where a token is beyond vocab_size, or a chunk is not what was written: reads all of it."""
         self._store.verify()
