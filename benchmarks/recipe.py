@@ -18,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,6 +86,9 @@ RECIPES: dict[str, list[str]] = {
     "vocabulary 8,192": ["tokenizer.vocab_size=8192"],
     "vocabulary 1,024": ["tokenizer.vocab_size=1024"],
     "vocabulary 4,096": ["tokenizer.vocab_size=4096"],
+    "Muon at 0.005, 16 experts": [_MUON, "train.optimizer.muon_lr=0.005", "model.n_expert=16"],
+    "32 experts": ["model.n_expert=32"],
+    "blocks of 128": _blocks(128, 16),
     "blocks of 256": _blocks(256, 8),
     "blocks of 512": _blocks(512, 4),
     "blocks of 2,048": _blocks(2048, 1),
@@ -113,37 +117,46 @@ def main(
     against_litgpt: Annotated[bool, typer.Option(help="litgpt's best of three rates, and when ours is there.")] = False,
     text: Annotated[Path | None, typer.Option(help="A text file for the corpus `tinystories`.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw what the recipes came to, as an image.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set-param", "-S", help="Of every run, as `dvc exp run -S` takes them.")
+    ] = None,
     child: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Train each recipe and print the table. Nothing else may run beside it: seconds are compared."""
     if child is not None:
         print(_litgpt_loss(child))
         return
-    place = place.resolve()
+    known = place / "settings.json"
+    if known.exists() and json.loads(known.read_text()) != (settings or []):
+        raise typer.BadParameter(f"{place} holds runs with other settings ({known.read_text()}); name another folder")
+    place.mkdir(parents=True, exist_ok=True)
+    known.write_text(json.dumps(settings or []))
     for name in corpus or ["stories"]:
-        _corpus(place / name, name, text)
+        runs = Runs(place.resolve() / name, name, tokens, seeds, settings or [])
+        runs.prepare(text)
         if against_litgpt:
-            _race(place, name, tokens)
+            _race(runs)
         else:
-            _table(place, name, only or list(RECIPES), tokens, seeds, equal_seconds)
+            _table(runs, only or list(RECIPES), equal_seconds)
         if picture:
-            _draw(place, name, only or list(RECIPES), tokens, seeds, picture)
+            _draw(runs, only or list(RECIPES), picture)
 
 
-def _table(place: Path, corpus: str, recipes: list[str], tokens: int, seeds: int, equal_seconds: bool) -> None:
-    first = next(iter(RECIPES))
-    print(f"\n{corpus}, {tokens:,} tokens, {seeds} seeds\n")
+def _table(runs: "Runs", recipes: list[str], equal_seconds: bool) -> None:
+    print(f"\n{runs.corpus}, {runs.tokens:,} tokens, {runs.seeds} seeds\n")
     print("| recipe | bits per byte | tokens/s | at equal seconds |\n|---|---|---|---|", flush=True)
-    rate = statistics.mean(_row(place, corpus, first, s, tokens)["tokens_per_second"] for s in range(seeds))
+    rate = _speed(runs.rows(next(iter(RECIPES))))
     for recipe in recipes:
-        rows = [_row(place, corpus, recipe, seed, tokens) for seed in range(seeds)]
-        mine = statistics.mean(row["tokens_per_second"] for row in rows)
-        as_long = rows
+        rows = runs.rows(recipe)
+        mine, as_long = _speed(rows), rows
         if equal_seconds and abs(mine / rate - 1) > _SAME:
-            as_many = round(tokens * mine / rate, -4)
-            as_long = [_row(place, corpus, recipe, seed, as_many) for seed in range(seeds)]
+            as_long = runs.rows(recipe, int(round(runs.tokens * mine / rate, -4)))
         shown = _spread(as_long) if equal_seconds else ""
         print(f"| {recipe} | {_spread(rows)} | {mine:,.0f} | {shown} |", flush=True)
+
+
+def _speed(rows: list[dict[str, Any]]) -> float:
+    return statistics.mean(row["tokens_per_second"] for row in rows)
 
 
 def _spread(rows: list[dict[str, Any]]) -> str:
@@ -152,22 +165,22 @@ def _spread(rows: list[dict[str, Any]]) -> str:
     return f"{statistics.mean(bits):.4f}{half}"
 
 
-def _draw(place: Path, corpus: str, recipes: list[str], tokens: int, seeds: int, picture: Path) -> None:
+def _draw(runs: "Runs", recipes: list[str], picture: Path) -> None:
     """A point for each seed of each recipe, the best above, and how far seeds of the base differ."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    found = {name: [_bits(_row(place, corpus, name, seed, tokens)) for seed in range(seeds)] for name in recipes}
-    base = [_bits(_row(place, corpus, next(iter(RECIPES)), seed, tokens)) for seed in range(seeds)]
+    found = {name: [_bits(row) for row in runs.rows(name)] for name in recipes}
+    base = [_bits(row) for row in runs.rows(next(iter(RECIPES)))]
     names = sorted(found, key=lambda name: statistics.mean(found[name]), reverse=True)
     figure, axes = plt.subplots(figsize=(8, 1 + 0.22 * len(names)), layout="constrained")
-    axes.axvspan(min(base), max(base) if seeds > 1 else min(base) + _SPREAD, color="C0", alpha=0.15, lw=0)
+    axes.axvspan(min(base), max(base) if len(base) > 1 else min(base) + _SPREAD, color="C0", alpha=0.15, lw=0)
     for height, name in enumerate(names):
-        axes.plot(found[name], [height] * seeds, "o", color="C0" if RECIPES.get(name) else "C1", ms=4)
+        axes.plot(found[name], [height] * len(found[name]), "o", color="C0" if RECIPES.get(name) else "C1", ms=4)
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_xlabel(f"bits per byte, {corpus}, {tokens:,} tokens")
+    axes.set_xlabel(f"bits per byte, {runs.corpus}, {runs.tokens:,} tokens")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(picture)
 
@@ -176,76 +189,87 @@ def _bits(row: dict[str, Any]) -> float:
     return float(row["val_loss"] / row["bytes_per_token"] / math.log(2))
 
 
-def _race(place: Path, corpus: str, tokens: int) -> None:
+def _race(runs: "Runs") -> None:
     """litgpt at each rate; then ours with ever more tokens, until it is as good as the best of them."""
     print("\n| contender | tokens | val loss | seconds from process start |\n|---|---|---|---|", flush=True)
     best = math.inf
     for lr in _LITGPT_RATES:
-        row = _row(place, corpus, "base", 0, tokens, lr)
+        row = runs.row("base", 0, runs.tokens, lr)
         best = min(best, row["val_loss"])
-        print(f"| litgpt, rate {lr:g} | {tokens:,} | {row['val_loss']:.4f} | {row['seconds']:.0f} |", flush=True)
+        print(f"| litgpt, rate {lr:g} | {runs.tokens:,} | {row['val_loss']:.4f} | {row['seconds']:.0f} |", flush=True)
     for share in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
-        mine = round(tokens * share, -4)
-        row = _row(place, corpus, "base", 0, int(mine))
-        print(f"| ours | {mine:,.0f} | {row['val_loss']:.4f} | {row['seconds']:.0f} |", flush=True)
+        mine = int(round(runs.tokens * share, -4))
+        row = runs.row("base", 0, mine)
+        print(f"| ours | {mine:,} | {row['val_loss']:.4f} | {row['seconds']:.0f} |", flush=True)
         if row["val_loss"] <= best:
             break
 
 
-# --- one run ----------------------------------------------------------------------------------------------------------
+# --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def _corpus(folder: Path, corpus: str, text: Path | None) -> None:
-    """Text that the corpus reads, beside its runs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if corpus == "tinystories" and not (folder / "corpus.txt").exists():
-        if text is None:
-            raise typer.BadParameter("the corpus `tinystories` needs --text FILE")
-        (folder / "corpus.txt").symlink_to(text.resolve())
-    if corpus == "code" and not (folder / "corpus.jsonl").exists():
-        library = Path(sysconfig.get_path("stdlib"))
-        files = [f for f in sorted(library.rglob("*.py")) if not {"site-packages", "test", "tests"} & set(f.parts)]
-        texts = (json.dumps({"text": file.read_text(encoding="utf-8", errors="ignore")}) + "\n" for file in files)
-        (folder / "corpus.jsonl").write_text("".join(texts), encoding="utf-8")
+@dataclass(frozen=True)
+class Runs:
+    """Trainings on one corpus, in a folder that keeps what each came to."""
 
+    folder: Path
+    corpus: str
+    tokens: int
+    seeds: int
+    settings: list[str]
 
-def _row(
-    place: Path, corpus: str, recipe: str, seed: int, tokens: int, litgpt_rate: float | None = None
-) -> dict[str, Any]:
-    """What a run came to; it is trained if it was not before. litgpt_rate: litgpt trains it, at this rate."""
-    settings = [*CORPORA[corpus], *(s for s in RECIPES[recipe] if not s.startswith(_TRIAL))]
-    trials = [s.removeprefix(_TRIAL) for s in RECIPES[recipe] if s.startswith(_TRIAL)]
-    of_tokens = [s for s in settings if s.startswith("tokenizer.")]
-    data = place / corpus / ("data " + (" ".join(of_tokens) or "default")).replace("=", " ")
-    by = "" if litgpt_rate is None else f", litgpt {litgpt_rate:g}"
-    run = place / corpus / f"{recipe}, {tokens}, seed {seed}{by}"
-    if not (row := run / "row.json").exists():
-        if not (data / "reports/tokenize.json").exists():
-            _prepare(data, [*CORPORA[corpus], *of_tokens])
-            for stage in ("download", "clean", "tokenize"):
-                _run(data, "-m", f"stages.{stage}")
-        budget = [f"train.max_tokens={tokens}", f"train.seed={42 + seed}", "train.eval_every=0"]
-        budget += ["train.eval_samples=1000000", "train.checkpoint_every=1000000", "train.compile=off"]
-        if litgpt_rate is not None:
-            budget += [f"train.optimizer.lr={litgpt_rate}", "train.precision=32-true"]
-        _prepare(run, [*settings, *budget])
-        if not (run / "data").exists():
-            (run / "data").symlink_to(data / "data")
-        known = json.loads((data / "reports/tokenize.json").read_text())
-        begun = time.time()
-        if litgpt_rate is None:
-            _run(run, "-m", *(("benchmarks.trials", *trials) if trials else ("stages.train",)))
-            report = json.loads((run / "reports/train.json").read_text())
-        else:
-            said = _run(run, "-m", "benchmarks.recipe", "--child", ".")
-            report = {"val_loss": float(said.split()[-1])}
-            report["tokens_per_second"] = tokens / (time.time() - begun)
-        found = {name: report[name] for name in ("val_loss", "tokens_per_second")}
-        found |= {"seconds": time.time() - begun, "bytes_per_token": known["val"]["bytes_per_token"]}
-        with written_whole(row) as partial:
-            partial.write_text(json.dumps(found))
-    done: dict[str, Any] = json.loads(row.read_text())
-    return done
+    def prepare(self, text: Path | None) -> None:
+        """Put the text that the corpus reads beside its runs."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.corpus == "tinystories" and not (self.folder / "corpus.txt").exists():
+            if text is None:
+                raise typer.BadParameter("the corpus `tinystories` needs --text FILE")
+            (self.folder / "corpus.txt").symlink_to(text.resolve())
+        if self.corpus == "code" and not (self.folder / "corpus.jsonl").exists():
+            library = Path(sysconfig.get_path("stdlib"))
+            files = [f for f in sorted(library.rglob("*.py")) if not {"site-packages", "test", "tests"} & set(f.parts)]
+            texts = (json.dumps({"text": file.read_text(encoding="utf-8", errors="ignore")}) + "\n" for file in files)
+            (self.folder / "corpus.jsonl").write_text("".join(texts), encoding="utf-8")
+
+    def rows(self, recipe: str, tokens: int | None = None) -> list[dict[str, Any]]:
+        """A row of each seed."""
+        return [self.row(recipe, seed, tokens or self.tokens) for seed in range(self.seeds)]
+
+    def row(self, recipe: str, seed: int, tokens: int, litgpt_rate: float | None = None) -> dict[str, Any]:
+        """What a run came to; it is trained if it was not before. litgpt_rate: litgpt trains it, at this rate."""
+        always = [*CORPORA[self.corpus], *self.settings]
+        settings = [*always, *(s for s in RECIPES[recipe] if not s.startswith(_TRIAL))]
+        trials = [s.removeprefix(_TRIAL) for s in RECIPES[recipe] if s.startswith(_TRIAL)]
+        of_tokens = [s for s in RECIPES[recipe] if s.startswith("tokenizer.")]
+        data = self.folder / ("data " + (" ".join(of_tokens) or "default")).replace("=", " ")
+        by = "" if litgpt_rate is None else f", litgpt {litgpt_rate:g}"
+        run = self.folder / f"{recipe}, {tokens}, seed {seed}{by}"
+        if not (row := run / "row.json").exists():
+            if not (data / "reports/tokenize.json").exists():
+                _prepare(data, [*always, *of_tokens])
+                for stage in ("download", "clean", "tokenize"):
+                    _run(data, "-m", f"stages.{stage}")
+            budget = [f"train.max_tokens={tokens}", f"train.seed={42 + seed}", "train.eval_every=0"]
+            budget += ["train.eval_samples=1000000", "train.checkpoint_every=1000000", "train.compile=off"]
+            if litgpt_rate is not None:
+                budget += [f"train.optimizer.lr={litgpt_rate}", "train.precision=32-true"]
+            _prepare(run, [*settings, *budget])
+            if not (run / "data").exists():
+                (run / "data").symlink_to(data / "data")
+            known = json.loads((data / "reports/tokenize.json").read_text())
+            begun = time.time()
+            if litgpt_rate is None:
+                _run(run, "-m", *(("benchmarks.trials", *trials) if trials else ("stages.train",)))
+                report = json.loads((run / "reports/train.json").read_text())
+            else:
+                said = _run(run, "-m", "benchmarks.recipe", "--child", ".")
+                report = {"val_loss": float(said.split()[-1]), "tokens_per_second": tokens / (time.time() - begun)}
+            found = {name: report[name] for name in ("val_loss", "tokens_per_second")}
+            found |= {"seconds": time.time() - begun, "bytes_per_token": known["val"]["bytes_per_token"]}
+            with written_whole(row) as partial:
+                partial.write_text(json.dumps(found))
+        done: dict[str, Any] = json.loads(row.read_text())
+        return done
 
 
 def _prepare(folder: Path, settings: list[str]) -> None:

@@ -1,0 +1,42 @@
+"""benchmarks/recipe.py at its smallest: rows are trained by the pipeline's own stages, kept, printed and drawn."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.train.small import ROOT
+
+SMALL = (
+    *("download.documents=300", "tokenizer.vocab_size=300", "model.block_size=64", "model.n_layer=1"),
+    *("model.n_embd=32", "model.n_head=2", "model.n_query_groups=1", "model.moe_intermediate_size=32"),
+)
+
+
+def _recipe(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    settings = [part for setting in SMALL for part in ("-S", setting)]
+    command = [sys.executable, "-m", "benchmarks.recipe", "--place", str(place), "--tokens", "2560"]
+    command += [*settings, *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=place.parent, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.timeout(300)
+def test_recipes_are_trained_and_kept_and_drawn(tmp_path: Path) -> None:
+    options = ("--only", "base", "--only", "length ramp", "--picture", str(tmp_path / "recipe.png"))
+    done = _recipe(tmp_path / "runs", *options)
+    assert done.returncode == 0, done.stderr
+    rows = dict(re.findall(r"^\| (\w[\w ]+) \| ([\d.]+) \|", done.stdout, re.MULTILINE))
+    assert rows.keys() == {"base", "length ramp"} and rows["base"] != rows["length ramp"]
+    assert all(1 < float(bits) < 8 for bits in rows.values())
+    assert (tmp_path / "recipe.png").read_bytes().startswith(b"\x89PNG")
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/stories/*/row.json")}
+    assert len(written) == 2
+    again = _recipe(tmp_path / "runs", *options)
+    assert again.stdout == done.stdout
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/stories/*/row.json")}
+    other = _recipe(tmp_path / "runs", "-S", "model.n_layer=2")
+    assert other.returncode == 2 and "holds runs with other settings" in re.sub(r"[\s│]+", " ", other.stderr)
