@@ -55,17 +55,24 @@ def load() -> str | None:
     return None
 
 
-@functools.cache
-def _library() -> ctypes.CDLL:
+def _compiler() -> str:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
         raise FileNotFoundError("no C++ compiler is installed")
-    # What the compiler knows about itself and about this processor: folders are shared between machines.
-    known = _run(compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
-    key = hashlib.sha256(f"{_FLAGS}{known}".encode() + _SOURCE.read_bytes()).hexdigest()
-    place = (
-        Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / "moe_cpu_kernels" / f"{key[:32]}.so"
-    )
+    return compiler
+
+
+@functools.cache
+def key() -> str:
+    """Of the kernels that `load` makes ready: those of another compiler, processor or source have other last digits."""
+    known = _run(_compiler(), *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull)  # of itself and of the processor
+    return hashlib.sha256(f"{_FLAGS}{known}".encode() + _SOURCE.read_bytes()).hexdigest()[:32]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    compiler, root = _compiler(), os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
+    place = Path(root) / "moe_cpu_kernels" / f"{key()}.so"  # a folder that machines may share
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as folder:  # each of several runs that begin at once its own

@@ -17,7 +17,7 @@ from lightning.fabric import Fabric
 
 from pipeline import console, tracking
 from pipeline.errors import UserError
-from pipeline.model import build, checkpoint_folder, products, size
+from pipeline.model import build, checkpoint_folder, cpu_kernels, products, size
 from pipeline.model.layout import moe_layers
 from pipeline.params import Params, Train
 from pipeline.train import data, hardware, kernels, launch, memory, optimizers, plan
@@ -410,7 +410,7 @@ class _Trainer:
             "elapsed": self.elapsed,
             "validated": self.validated,
             "products": self.products,
-            "kernels": self.kernels,
+            "kernels": cpu_kernels.key() if self.kernels else None,
             "micro_batch_size": self.config.micro_batch,
         }
         if self.fabric.is_global_zero:
@@ -437,11 +437,12 @@ class _Trainer:
             self._use_kernels(state["kernels"])
         return bool(state["compiled"])
 
-    def _use_kernels(self, before: bool) -> None:
-        """With compiled kernels, sums have other last digits than without."""
-        if before and not self.kernels and self.fabric.is_global_zero:
-            console.say("train: it computed with compiled kernels before it was stopped: last digits may differ now")
-        self.kernels = self.kernels and before
+    def _use_kernels(self, before: str | None) -> None:
+        """With compiled kernels, sums have other last digits than without, or with those of another compiler."""
+        if before and self.fabric.is_global_zero and before != (cpu_kernels.key() if self.kernels else None):
+            how = "with those of another compiler or processor" if self.kernels else "without"
+            console.say(f"train: begun with compiled kernels, it goes on {how}: last digits may differ now")
+        self.kernels = self.kernels and before is not None
 
     def _use_threads(self, before: int) -> None:
         """On a CPU, sums of another number of threads have other last digits."""

@@ -237,6 +237,7 @@ def test_kernels_are_tried_on_the_model_before_they_are_used(
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cpu_kernels.key.cache_clear()
     cpu_kernels._library.cache_clear()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)

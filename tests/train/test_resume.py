@@ -432,15 +432,20 @@ def test_a_run_that_goes_on_uses_compiled_kernels_if_it_began_with_them(
     assert run(corpus, tmp_path / "whole", tiny(**settings))["compiled_kernels"] == with_kernels
     stopped("resumed")
     stopped("moved")
+    stopped("recompiled")
     run(corpus, tmp_path / "resumed", tiny(**settings))
     assert_same_bytes(tmp_path / "resumed", tmp_path / "whole")
+    assert "last digits may differ" not in capsys.readouterr().out
+    monkeypatch.setattr(cpu_kernels, "key", lambda: "of another compiler")
+    run(corpus, tmp_path / "recompiled", tiny(**settings))
+    assert ("with those of another compiler or processor" in capsys.readouterr().out) == with_kernels
     monkeypatch.setattr(cpu_kernels, "load", lambda: "no C++ compiler is installed")
     report = run(corpus, tmp_path / "moved", tiny(**settings))
     assert not report["compiled_kernels"] and report["steps"] == 3
     assert "no compiled kernels, which make a step shorter by a third or more: no C++ compiler" in (
         said := capsys.readouterr().out
     )
-    assert ("it computed with compiled kernels before it was stopped" in said) == with_kernels
+    assert ("begun with compiled kernels, it goes on without: last digits may differ" in said) == with_kernels
     stopped("plain")
     monkeypatch.undo()
     run(corpus, tmp_path / "plain", tiny(**settings))
