@@ -329,6 +329,17 @@ void combine_backward(float* grad_NC, T* y_SC, const int64_t* assignment_S, cons
 
 extern "C" {
 
+// As many threads as torch has. Clang's runtime is another one than torch's: its threads would wait for work for 200 ms,
+// on the cores that torch's threads need meanwhile.
+void use_threads(int64_t n) {
+#ifdef _OPENMP
+  omp_set_num_threads(static_cast<int>(n));
+#ifdef __clang__
+  kmp_set_blocktime(0);
+#endif
+#endif
+}
+
 // y [B, T, H, D] and logsumexp [B, T, H] of qkv [B, T, H + 2G, D]; cos and sin [B, T, D]; norm weights [D] or null.
 void attention_forward(const float* qkv, const float* cos_ND, const float* sin_ND, const float* norm_q, const float* norm_k,
                        float eps, const int64_t* begin_BT, int64_t B, int64_t T, int64_t H, int64_t G, int64_t D, float* y,

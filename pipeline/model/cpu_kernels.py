@@ -26,6 +26,7 @@ _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
+    "use_threads": [_INT],
     "attention_forward": [*[_POINTER] * 5, _FLOAT, _POINTER, *[_INT] * 5, *[_POINTER] * 2],
     "attention_backward": [*[_POINTER] * 6, _FLOAT, *[_POINTER] * 3, *[_INT] * 5, *[_POINTER] * 3],
     "dispatch": [_POINTER, *[_INT] * 5, *[_POINTER] * 4],
@@ -93,6 +94,7 @@ def _run(*command: str) -> str:
 def _call(name: str, *arguments: Tensor | float | None) -> None:
     """A function of the library; tensors are given by their address, and live until it is done."""
     assert all(a.is_contiguous() for a in arguments if isinstance(a, Tensor))
+    _library().use_threads(torch.get_num_threads())
     getattr(_library(), name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
 
 
