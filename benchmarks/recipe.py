@@ -100,6 +100,8 @@ CORPORA: dict[str, list[str]] = {
     "tinystories": ["download=local", "download.path=corpus.txt", "download.watch=corpus.txt"],
     "code": ["download=local", "clean=code", "download.path=corpus.jsonl", "download.watch=corpus.jsonl"],
 }
+_BUDGET = ("train.eval_every=0", "train.eval_samples=1000000", "train.checkpoint_every=1000000", "train.compile=off")
+_SETTINGS = "settings.json"  # of all runs in a folder
 _LITGPT_RATES = (0.001, 0.002, 0.004)
 _SPREAD = 0.005  # of bits per byte, by which two seeds of one recipe differ
 _SAME = 0.03  # difference in speed below which equal tokens are equal seconds
@@ -126,11 +128,13 @@ def main(
     if child is not None:
         print(_litgpt_loss(child))
         return
-    known = place / "settings.json"
-    if known.exists() and json.loads(known.read_text()) != (settings or []):
-        raise typer.BadParameter(f"{place} holds runs with other settings ({known.read_text()}); name another folder")
-    place.mkdir(parents=True, exist_ok=True)
-    known.write_text(json.dumps(settings or []))
+    budget = {setting.partition("=")[0] for setting in _BUDGET} | {"train.max_tokens", "train.seed"}
+    if refused := [s for s in settings or [] if s.partition("=")[0] in budget]:
+        raise typer.BadParameter(f"{', '.join(refused)}: set for every run, or by --tokens and --seeds")
+    known = place / _SETTINGS
+    before = json.loads(known.read_text()) if known.exists() else []
+    if before != (settings or []) and any(place.glob("*/*/row.json")):
+        raise typer.BadParameter(f"{place} holds runs with other settings ({before}); name another folder")
     for name in corpus or ["stories"]:
         runs = Runs(place.resolve() / name, name, tokens, seeds, settings or [])
         runs.prepare(text)
@@ -150,13 +154,17 @@ def _table(runs: "Runs", recipes: list[str], equal_seconds: bool) -> None:
         rows = runs.rows(recipe)
         mine, as_long = _speed(rows), rows
         if equal_seconds and abs(mine / rate - 1) > _SAME:
-            as_long = runs.rows(recipe, int(round(runs.tokens * mine / rate, -4)))
+            as_long = runs.rows(recipe, _rounded(runs.tokens * mine / rate))
         shown = _spread(as_long) if equal_seconds else ""
         print(f"| {recipe} | {_spread(rows)} | {mine:,.0f} | {shown} |", flush=True)
 
 
 def _speed(rows: list[dict[str, Any]]) -> float:
     return statistics.mean(row["tokens_per_second"] for row in rows)
+
+
+def _rounded(tokens: float) -> int:
+    return max(10_000, int(round(tokens, -4)))
 
 
 def _spread(rows: list[dict[str, Any]]) -> str:
@@ -198,7 +206,7 @@ def _race(runs: "Runs") -> None:
         best = min(best, row["val_loss"])
         print(f"| litgpt, rate {lr:g} | {runs.tokens:,} | {row['val_loss']:.4f} | {row['seconds']:.0f} |", flush=True)
     for share in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
-        mine = int(round(runs.tokens * share, -4))
+        mine = _rounded(runs.tokens * share)
         row = runs.row("base", 0, mine)
         print(f"| ours | {mine:,} | {row['val_loss']:.4f} | {row['seconds']:.0f} |", flush=True)
         if row["val_loss"] <= best:
@@ -233,7 +241,7 @@ class Runs:
 
     def rows(self, recipe: str, tokens: int | None = None) -> list[dict[str, Any]]:
         """A row of each seed."""
-        return [self.row(recipe, seed, tokens or self.tokens) for seed in range(self.seeds)]
+        return [self.row(recipe, seed, self.tokens if tokens is None else tokens) for seed in range(self.seeds)]
 
     def row(self, recipe: str, seed: int, tokens: int, litgpt_rate: float | None = None) -> dict[str, Any]:
         """What a run came to; it is trained if it was not before. litgpt_rate: litgpt trains it, at this rate."""
@@ -249,8 +257,7 @@ class Runs:
                 _prepare(data, [*always, *of_tokens])
                 for stage in ("download", "clean", "tokenize"):
                     _run(data, "-m", f"stages.{stage}")
-            budget = [f"train.max_tokens={tokens}", f"train.seed={42 + seed}", "train.eval_every=0"]
-            budget += ["train.eval_samples=1000000", "train.checkpoint_every=1000000", "train.compile=off"]
+            budget = [f"train.max_tokens={tokens}", f"train.seed={42 + seed}", *_BUDGET]
             if litgpt_rate is not None:
                 budget += [f"train.optimizer.lr={litgpt_rate}", "train.precision=32-true"]
             _prepare(run, [*settings, *budget])
@@ -266,6 +273,7 @@ class Runs:
                 report = {"val_loss": float(said.split()[-1]), "tokens_per_second": tokens / (time.time() - begun)}
             found = {name: report[name] for name in ("val_loss", "tokens_per_second")}
             found |= {"seconds": time.time() - begun, "bytes_per_token": known["val"]["bytes_per_token"]}
+            (self.folder.parent / _SETTINGS).write_text(json.dumps(self.settings))
             with written_whole(row) as partial:
                 partial.write_text(json.dumps(found))
         done: dict[str, Any] = json.loads(row.read_text())

@@ -40,3 +40,9 @@ def test_recipes_are_trained_and_kept_and_drawn(tmp_path: Path) -> None:
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/stories/*/row.json")}
     other = _recipe(tmp_path / "runs", "-S", "model.n_layer=2")
     assert other.returncode == 2 and "holds runs with other settings" in re.sub(r"[\s│]+", " ", other.stderr)
+
+
+def test_what_every_run_sets_is_refused(tmp_path: Path) -> None:
+    done = _recipe(tmp_path / "runs", "-S", "train.max_tokens=5")
+    assert done.returncode == 2 and "train.max_tokens=5: set for every run" in re.sub(r"[\s│]+", " ", done.stderr)
+    assert not (tmp_path / "runs").exists()

@@ -20,7 +20,8 @@ from pipeline.train import hardware, memory, plan
 from pipeline.train.optimizers import OPTIMIZERS
 
 _SHARES_OF_PEAK = (0.2, 0.5)  # what runs reach: small models and old cards the one, large ones on new cards the other
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # of a weight, exported
+_ALIKE = 4  # work of a token, up to which times the speed of one training tells that of another
 _CARDS = ("T4", "RTX 3060", "RTX 4090", "A100", "H100")  # of which the time is told where the GPU is elsewhere
 
 
@@ -110,7 +111,7 @@ def forecast(
         how = f"{rate:,.0f} tokens/s, measured for some seconds, not compiled"
         yield f"time: {console.duration(total / rate)} on {world} x {device} ({how})"
         return
-    for name, speeds, how in _speeds(train, card, report):
+    for name, speeds, how in _speeds(train, card, report, per_token):
         times = " to ".join(console.duration(total * per_token / (speed * world)) for speed in speeds)
         yield f"time: {times} on {world} x {name} ({how})"
 
@@ -130,17 +131,16 @@ def _with_micro_batch(
 
 
 def _disk(params: params.Params, weights: memory.Weights, vocab_size: int) -> str:
-    """What training and export write; one checkpoint more than are kept, while it is written."""
-    train, element = params.train, 2 if params.train.precision == "bf16-true" else 4
-    held = (weights.frozen + weights.trained) * element
-    checkpoint = held + weights.trained * OPTIMIZERS[train.optimizer.name].state_bytes(element)
-    parts = {
-        f"{train.keep_checkpoints + 1} checkpoints": (train.keep_checkpoints + 1) * checkpoint,
-        "the model": held,
-        "exported": (weights.frozen + weights.trained) * _BYTES[params.export.dtype],
-    }
+    """What training and export write, with DVC's copies; one checkpoint more than are kept, while it is written."""
+    train, elements = params.train, weights.frozen + weights.trained
+    element = 2 if train.precision == "bf16-true" else 4
+    checkpoint = elements * element + weights.trained * OPTIMIZERS[train.optimizer.name].state_bytes(element)
+    exported = [_BYTES[params.export.dtype], *(_BYTES[kind] for kind in params.export.gguf)]
+    parts = {"the model": elements * element, "exported": elements * sum(exported)}
     if train.max_tokens:
         parts["tokens, if none is read twice,"] = train.max_tokens * (2 if vocab_size <= 2**16 else 4)
+    parts["DVC's copies of these"] = sum(parts.values())
+    parts = {f"{train.keep_checkpoints + 1} checkpoints": (train.keep_checkpoints + 1) * checkpoint} | parts
     listed = ", ".join(f"{part} {console.size(round(n))}" for part, n in parts.items())
     return f"disk: about {console.size(round(sum(parts.values())))} ({listed})"
 
@@ -159,11 +159,14 @@ class _Report(BaseModel):
 
     device: str
     devices: int = Field(ge=1)
+    precision: str
     tokens_per_second: float = Field(gt=0)
     flops_per_token: float = Field(gt=0)
 
 
-def _speeds(train: params.Train, card: str | None, report: Path | None) -> Iterator[tuple[str, list[float], str]]:
+def _speeds(
+    train: params.Train, card: str | None, report: Path | None, per_token: float
+) -> Iterator[tuple[str, list[float], str]]:
     """Devices that could train, the FLOP/s of one, or the most and the least, and how those are known."""
     if card is not None:
         if (known := hardware.known_card(card)) is None:
@@ -179,8 +182,8 @@ def _speeds(train: params.Train, card: str | None, report: Path | None) -> Itera
         for name in _CARDS:
             yield name, *_of_peak(hardware.DATASHEET[name] * 1e12, "its datasheet in 16 bits")
         return
-    if report is not None and (reached := _reached(report, device)):
-        yield device, [reached], f"{reached / 1e12:,.2f} TFLOP/s, as the last training here; --measure tries this one"
+    if report is not None and (reached := _reached(report, device, train.precision, per_token)):
+        yield device, [reached], f"{reached / 1e12:,.2f} TFLOP/s, as in {report}; --measure tries this model"
     elif device == "cpu":
         yield device, *_of_peak(hardware.cpu_flops(), "measured matmul in float32; --measure tells it closer")
     else:
@@ -194,10 +197,12 @@ def _of_peak(peak: float, how: str) -> tuple[list[float], str]:
     return [peak * most, peak * least], f"{most:.0%} to {least:.0%} of {peak / 1e12:,.2f} TFLOP/s, {how}"
 
 
-def _reached(report: Path, device: str) -> float | None:
-    """FLOP/s of one device in the training of a report; None where there was none, or on another kind of device."""
+def _reached(report: Path, device: str, precision: str, per_token: float) -> float | None:
+    """FLOP/s of one device in the training of a report; None where there was none, or one of another kind."""
     try:
         known = _Report.model_validate_json(report.read_bytes())
     except (OSError, ValidationError):
         return None
-    return known.tokens_per_second * known.flops_per_token / known.devices if known.device == device else None
+    chosen = known.precision.startswith("32-true") if precision == "auto" else known.precision == precision
+    alike = known.device == device and chosen and 1 / _ALIKE <= known.flops_per_token / per_token <= _ALIKE
+    return known.tokens_per_second * known.flops_per_token / known.devices if alike else None

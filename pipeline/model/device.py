@@ -13,8 +13,9 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# What the drivers of Linux make for a GPU: NVIDIA's, those of its Jetsons, of Windows' subsystem, and AMD's.
+# What drivers of Linux make for a GPU: NVIDIA's, those of its Jetsons, of Windows' subsystem, and AMD's.
 _DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
+_MAKERS = ("0x10de", "0x1002")  # NVIDIA and AMD on the PCI bus, whose driver may not be awake yet
 
 
 def available() -> list[str]:
@@ -27,8 +28,18 @@ def available() -> list[str]:
 
 def kind(name: str, option: str) -> str:
     """The kind of device that `name` means, as `resolve` finds it; torch is not loaded where it can only be a CPU."""
-    without = sys.platform == "linux" and not any(Path(driver).exists() for driver in _DRIVERS)
-    return "cpu" if name == "cpu" or (name == "auto" and without) else resolve(name, option).type
+    if name == "cpu" or (name == "auto" and _without_gpu()):
+        return "cpu"
+    if name == "cuda" and _without_gpu():
+        raise _absent(name, option, ["cpu"])
+    return resolve(name, option).type
+
+
+def _without_gpu() -> bool:
+    """Whether this is sure. A process that has loaded torch asks torch."""
+    if sys.platform != "linux" or "torch" in sys.modules or any(Path(driver).exists() for driver in _DRIVERS):
+        return False
+    return not any(vendor.read_text().strip() in _MAKERS for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"))
 
 
 def resolve(name: str, option: str) -> "torch.device":
@@ -45,5 +56,9 @@ def resolve(name: str, option: str) -> "torch.device":
         device = None
     beyond = device is not None and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     if device is None or device.type not in here or beyond:
-        raise UserError(f"{option}: torch finds no {name!r} on this machine; allowed: auto, {', '.join(here)}")
+        raise _absent(name, option, here)
     return device
+
+
+def _absent(name: str, option: str, here: list[str]) -> UserError:
+    return UserError(f"{option}: torch finds no {name!r} on this machine; allowed: auto, {', '.join(here)}")

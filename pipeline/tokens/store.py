@@ -19,6 +19,14 @@ from pydantic import BaseModel, Field, ValidationError
 from pipeline.errors import UserError
 from pipeline.tokens.flags import ID
 
+# Numbers of integers in litdata/constants.py, which loads torch.
+_DTYPES = {
+    "no_header_numpy": dict(enumerate(("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"))),
+    "no_header_tensor": {
+        **{11: "uint8", 12: "int8", 13: "int16", 14: "int16", 15: "int32", 16: "int32", 17: "int64", 18: "int64"},
+        20: "uint16",
+    },
+}
 DOCUMENTS = "documents.i64"  # beside the chunks; litdata looks only at what index.json lists
 
 
@@ -164,14 +172,9 @@ def sha256(path: Path) -> str:
 
 
 def _dtype(data_format: str) -> np.dtype:
-    """litdata's name of a token type, e.g. "no_header_numpy:5", through its own tables."""
-    from litdata.constants import _NUMPY_DTYPES_MAPPING, _TORCH_DTYPES_MAPPING  # which load torch
-
-    kind, number = data_format.split(":")
-    if kind == "no_header_numpy":
-        dtype = np.dtype(_NUMPY_DTYPES_MAPPING[int(number)])
-    else:
-        dtype = np.dtype(str(_TORCH_DTYPES_MAPPING[int(number)]).removeprefix("torch."))
-    if kind not in ("no_header_numpy", "no_header_tensor") or not np.issubdtype(dtype, np.integer):
+    """litdata's name of a type of integers, e.g. "no_header_numpy:5"."""
+    kind, _, number = data_format.partition(":")
+    known = _DTYPES.get(kind, {}).get(int(number))
+    if known is None:
         raise ValueError(f"data_format {data_format}: no integers")
-    return dtype
+    return np.dtype(known)

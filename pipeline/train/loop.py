@@ -440,9 +440,9 @@ class _Trainer:
     def _use_kernels(self, before: str | None) -> None:
         """With compiled kernels, sums have other last digits than without, or with those of another compiler."""
         if before and self.fabric.is_global_zero and before != (cpu_kernels.key() if self.kernels else None):
-            how = "with those of another compiler or processor" if self.kernels else "without"
+            how = "with those of another source, compiler or processor" if self.kernels else "without"
             console.say(f"train: begun with compiled kernels, it goes on {how}: last digits may differ now")
-        self.kernels = self.kernels and before is not None
+        self.kernels = self.kernels and bool(before)
 
     def _use_threads(self, before: int) -> None:
         """On a CPU, sums of another number of threads have other last digits."""

@@ -253,11 +253,12 @@ def _without_kernels() -> bool:
 
 
 def available(device: str, processes: int = 1) -> int:
-    """Bytes that a process may take on a device, a tenth left aside; `processes` share a CPU's memory."""
-    if device != "cpu":
+    """Bytes that a process may take on a device (cpu, cuda:1), a tenth left aside; `processes` share a CPU's."""
+    kind = device.partition(":")[0]
+    if kind != "cpu":
         import torch
 
-        if device == "mps":
+        if kind == "mps":
             return int(0.9 * torch.mps.recommended_max_memory())
         return int(0.9 * torch.cuda.mem_get_info(device)[0])
     return int(0.9 * min(psutil.virtual_memory().available, _left_in_container(Path("/sys/fs/cgroup"))) / processes)

@@ -112,7 +112,10 @@ def remarks(plan: Plan, params: Params) -> None:
     train, length = params.train, plan.samples.tokens_per_document
     times = _DOCUMENTS // train.global_batch_size
     if length and length > train.block_size and times > 1 and train.block_size // times >= _SHORTEST:
-        changes = {"model.block_size": train.block_size // times}
+        shorter, context = train.block_size // times, ""
+        changes = {"train.block_size": shorter}
+        if params.model.block_size == train.block_size:
+            changes, context = {"model.block_size": shorter}, f" (the model then reads {shorter} tokens at most)"
         changes["train.global_batch_size"] = train.global_batch_size * times
         if train.micro_batch_size != "auto":
             changes["train.micro_batch_size"] = train.micro_batch * times
@@ -120,7 +123,7 @@ def remarks(plan: Plan, params: Params) -> None:
         console.warn(
             f"documents have {length:,.0f} tokens on average, so the {plan.tokens_per_step:,} of a step come from "
             f"{train.global_batch_size} of them; as many tokens in shorter samples of more documents teach more: "
-            f"{settings}"
+            f"{settings}{context}"
         )
     if moe_layers(params.model) and not params.train.balance_coef and params.model.router == "softmax":
         console.warn("train.balance_coef = 0: nothing keeps the experts' load even")

@@ -33,14 +33,16 @@ def test_a_gpu_preset_is_counted_on_a_laptop(
     assert "not for this machine: train.device: torch finds no 'cuda'" in capsys.readouterr().err
 
 
-def test_the_answer_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_answer_needs_no_torch(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which takes seconds to load; on a machine with a GPU torch is asked what it is."""
     monkeypatch.chdir(ROOT)
     program = (
         "import sys; from pathlib import Path; from pipeline.cli.plan import forecast, wanted\n"
-        "parameters = wanted(Path('absent.yaml'), ['train.device=cpu'])\n"
-        f"*_, time = forecast(parameters, Path({str(tmp_path)!r}), Path({str(tmp_path)!r}), within=10**9)\n"
-        "assert time.startswith('time: '), time\n"
+        "parameters = wanted(Path('absent.yaml'), ['train.device=cpu', 'model.block_size=64'])\n"
+        f"data, absent = Path({str(work / 'data')!r}), Path('absent')\n"
+        "for tokens, tokenizer in ((data / 'tokens', data / 'tokenizer'), (absent, absent)):\n"
+        "    *_, time = forecast(parameters, tokens, tokenizer, within=10**9)\n"
+        "    assert time.startswith('time: '), time\n"
         "heavy = {'torch', 'litgpt', 'transformers', 'wandb', 'litdata'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -53,7 +55,7 @@ def test_disk_is_counted_as_training_writes_it(work: Path, tmp_path: Path) -> No
     (line,) = [each for each in forecast(parameters, tmp_path, tmp_path) if each.startswith("disk: ")]
     run(work / "data", tmp_path, parameters)
     (state,), weights = tmp_path.glob("runs/*/*/state.pt"), tmp_path / "model/lit_model.pth"
-    found = re.search(r"\(3 checkpoints ([\d.]+) MB, the model ([\d.]+) MB, exported ([\d.]+) MB\)", line)
+    found = re.search(r"\(3 checkpoints ([\d.]+) MB, the model ([\d.]+) MB, exported ([\d.]+) MB, DVC", line)
     assert found and parameters.train.keep_checkpoints == 2
     counted = [float(number) * 1e6 for number in found.groups()]
     assert counted == pytest.approx([3 * state.stat().st_size, *2 * [weights.stat().st_size]], rel=0.03)
@@ -68,11 +70,11 @@ def test_an_earlier_training_here_tells_the_time(tmp_path: Path) -> None:
         return line
 
     flops = size.count(parameters.model, 300).flops_per_token(32)
-    known = {"device": "cpu", "devices": 2, "tokens_per_second": 20_000.0, "flops_per_token": flops / 2}
-    assert time(**known) == f"time: 3 min 20 s on 1 x cpu ({flops * 5000 / 1e12:.2f} TFLOP/s, as the last training " + (
-        "here; --measure tries this one)"
-    )
-    for other in ({"device": "cuda"}, {"tokens_per_second": 0.0}, {"devices": None}):
+    known = {"device": "cpu", "devices": 2, "precision": "32-true"}
+    known |= {"tokens_per_second": 20_000.0, "flops_per_token": flops / 2}
+    assert time(**known).startswith(f"time: 3 min 20 s on 1 x cpu ({flops * 5000 / 1e12:.2f} TFLOP/s, as in ")
+    precise: dict[str, Any] = {"precision": "bf16-mixed"}
+    for other in ({"device": "cuda"}, {"tokens_per_second": 0.0}, {"devices": None}, precise, {"flops_per_token": 1e9}):
         assert "measured matmul" in time(**known | other)
 
 

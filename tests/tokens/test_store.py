@@ -16,6 +16,7 @@ from litdata import TokensLoader
 from litdata.streaming.writer import BinaryWriter
 
 from pipeline.errors import UserError
+from pipeline.tokens import store
 from pipeline.tokens.store import DOCUMENTS, TokenStore
 from tests.tokenize.tokenizing import STORIES, token_set
 
@@ -179,3 +180,18 @@ def test_a_damaged_token_set_is_named_with_what_to_do(
         TokenStore(place).documents()
     assert str(place) in str(caught.value)
     assert "run: dvc repro tokenize" in str(caught.value)
+
+
+def test_types_of_tokens_are_those_of_litdata() -> None:
+    from litdata.constants import _NUMPY_DTYPES_MAPPING, _TORCH_DTYPES_MAPPING
+
+    theirs = {
+        "no_header_numpy": {n: np.dtype(dtype) for n, dtype in _NUMPY_DTYPES_MAPPING.items() if n < 8},
+        "no_header_tensor": {
+            n: np.dtype(str(dtype).removeprefix("torch."))
+            for n, dtype in _TORCH_DTYPES_MAPPING.items()
+            if not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
+        },
+    }
+    ours = {kind: {n: np.dtype(name) for n, name in known.items()} for kind, known in store._DTYPES.items()}
+    assert ours == theirs

@@ -128,6 +128,14 @@ def test_every_optimizer_of_the_table_has_its_memory_counted_and_is_advised_wher
     assert all("cpu" in OPTIMIZERS[other].devices for other in advised)
 
 
+def test_each_kind_of_device_is_asked_for_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 1000)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (500 if device == "cuda:1" else 0, 1000))
+    assert memory.available("mps:0") == memory.available("mps") == 900
+    assert memory.available("cuda:1") == 450
+    assert 0 < memory.available("cpu", processes=2) < memory.available("cpu")
+
+
 @pytest.mark.parametrize(
     ("folder", "bound", "used", "droppable"),
     [

@@ -438,7 +438,7 @@ def test_a_run_that_goes_on_uses_compiled_kernels_if_it_began_with_them(
     assert "last digits may differ" not in capsys.readouterr().out
     monkeypatch.setattr(cpu_kernels, "key", lambda: "of another compiler")
     run(corpus, tmp_path / "recompiled", tiny(**settings))
-    assert ("with those of another compiler or processor" in capsys.readouterr().out) == with_kernels
+    assert ("with those of another source, compiler or processor" in capsys.readouterr().out) == with_kernels
     monkeypatch.setattr(cpu_kernels, "load", lambda: "no C++ compiler is installed")
     report = run(corpus, tmp_path / "moved", tiny(**settings))
     assert not report["compiled_kernels"] and report["steps"] == 3
