@@ -85,7 +85,7 @@ RECIPES: dict[str, list[str]] = {
     "2 heads": ["model.n_head=2"],
     "vocabulary 8,192": ["tokenizer.vocab_size=8192"],
     "vocabulary 1,024": ["tokenizer.vocab_size=1024"],
-    "vocabulary 4,096": ["tokenizer.vocab_size=4096"],
+    "vocabulary 2,048": ["tokenizer.vocab_size=2048"],
     "Muon at 0.005, 16 experts": [_MUON, "train.optimizer.muon_lr=0.005", "model.n_expert=16"],
     "32 experts": ["model.n_expert=32"],
     "blocks of 128": _blocks(128, 16),

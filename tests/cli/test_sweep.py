@@ -35,7 +35,7 @@ def test_runs_that_are_said_to_compute_the_same_do(name: str, tmp_path: Path) ->
     for run in [run for entry in sweep.entries(name, [], seeds=0, configs=CONFIGS) for run in sweep.runs(entry)]:
         compose(tmp_path / "params.yaml", CONFIGS, run)
         parameters = params.load(tmp_path / "params.yaml")
-        count = size.count(parameters.model, 2048)
+        count = size.count(parameters.model, parameters.tokenizer.vocab_size or 0)
         work.append(count.flops_per_token(parameters.train.block_size))
     assert max(work) < 1.03 * min(work), work
 
