@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import stages.train
 from pipeline.model import build
 from pipeline.model.blocks import product
-from pipeline.train import loop, losses
+from pipeline.train import loop, losses, optimizers
 from pipeline.train.step import Objective, Step
 
 _RAMP = 400  # steps, a third of the default run
@@ -46,6 +46,24 @@ def residual_by_depth() -> None:
 
 def residual_at_full_size() -> None:
     _initialized(lambda gpt, name, p: 10.0 if _adds(name) else 1.0)
+
+
+def experts_at_full_weight() -> None:
+    """As if weights of a token's K experts summed to K, so that they add as much as a dense MLP of their width does.
+
+    Which is that the experts' last matrices begin K times as large, and are trained at K times the rate.
+    """
+    _initialized(lambda gpt, name, p: float(gpt.config.n_expert_per_token) if name.endswith("down_ECI") else 1.0)
+    before = optimizers._decaying
+
+    def decaying(named: Any, chosen: Any) -> list[dict[str, Any]]:
+        last = [p for name, p in named if name.endswith("down_ECI")]
+        others = before([(name, p) for name, p in named if not name.endswith("down_ECI")], chosen)
+        scale = 2.0  # the default's experts of a token
+        group = {"params": last, "lr": chosen.lr * scale, "weight_decay": chosen.weight_decay / scale}
+        return [*others, group] if last else others
+
+    optimizers._decaying = decaying
 
 
 def _adds(name: str) -> bool:
@@ -142,6 +160,7 @@ TRIALS = {
         embedding_of_unit_size,
         residual_by_depth,
         residual_at_full_size,
+        experts_at_full_weight,
         batch_ramp,
         length_ramp,
         average_of_weights,
