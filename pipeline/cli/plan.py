@@ -20,6 +20,7 @@ from pipeline.train import hardware, memory, plan
 from pipeline.train.optimizers import OPTIMIZERS
 
 _SHARES_OF_PEAK = (0.2, 0.5)  # what runs reach: small models and old cards the one, large ones on new cards the other
+_SHARES_OF_CPU = (0.3, 2.0)  # of its peak in float32, with `precision: auto`: the most where it has bfloat16
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # of a weight, exported
 _ALIKE = 4  # work of a token, up to which times the speed of one training tells that of another
 _CARDS = ("T4", "RTX 3060", "RTX 4090", "A100", "H100")  # of which the time is told where the GPU is elsewhere
@@ -185,15 +186,16 @@ def _speeds(
     if report is not None and (reached := _reached(report, device, train.precision, per_token)):
         yield device, [reached], f"{reached / 1e12:,.2f} TFLOP/s, as in {report}; --measure tries this model"
     elif device == "cpu":
-        yield device, *_of_peak(hardware.cpu_flops(), "measured matmul in float32; --measure tells it closer")
+        shares = _SHARES_OF_CPU if train.precision == "auto" else _SHARES_OF_PEAK
+        yield device, *_of_peak(hardware.cpu_flops(), "measured matmul in float32; --measure tells it closer", shares)
     else:
         import torch
 
         yield device, *_of_peak(*hardware.peak_flops(torch.device(device), train.precision))
 
 
-def _of_peak(peak: float, how: str) -> tuple[list[float], str]:
-    most, least = max(_SHARES_OF_PEAK), min(_SHARES_OF_PEAK)
+def _of_peak(peak: float, how: str, shares: tuple[float, float] = _SHARES_OF_PEAK) -> tuple[list[float], str]:
+    least, most = shares
     return [peak * most, peak * least], f"{most:.0%} to {least:.0%} of {peak / 1e12:,.2f} TFLOP/s, {how}"
 
 

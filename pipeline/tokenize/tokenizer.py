@@ -89,9 +89,9 @@ def _train(params: params.Tokenizer, train: Path) -> tuple[Tokenizer, dict[str, 
     tokenizer.train_from_iterator(_sampled(train, params.train_bytes, seen), trainer)
     size = tokenizer.get_vocab_size()
     if params.vocab_size is not None and size < params.vocab_size:
-        console.warn(
-            f"tokenizer.vocab_size: {params.vocab_size:,} asked, {size:,} made: {console.size(seen['bytes'])} of text "
-            f"hold no further pair seen {params.min_frequency} times; the model gets {size:,} tokens"
+        console.say(
+            f"tokenize: a vocabulary of {size:,}; {console.size(seen['bytes'])} of text hold no further pair seen "
+            f"{params.min_frequency} times, though tokenizer.vocab_size allows {params.vocab_size:,}"
         )
     return tokenizer, {"vocab_size_asked": params.vocab_size, "trained_on": seen}
 
