@@ -20,7 +20,8 @@ import typer
 
 PRESETS: dict[str, list[str]] = {
     "cpu_small": [
-        *("model=moe_tiny", "model.vocab_size=2048", "model.n_layer=6", "model.n_embd=384", "model.n_head=6"),
+        *("model=moe_tiny", "model.vocab_size=2048", "tokenizer.vocab_size=2048", "model.n_layer=6"),
+        *("model.n_embd=384", "model.n_head=6"),
         *("model.n_query_groups=6", "model.n_expert=8", "model.moe_intermediate_size=512", "model.block_size=256"),
         *("model.norm_qk=false", "model.tie_embeddings=true"),
         *("train.global_batch_size=8", "train.micro_batch_size=8"),

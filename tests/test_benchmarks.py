@@ -1,4 +1,4 @@
-"""benchmarks/recipe.py at its smallest: rows are trained by the pipeline's own stages, kept, printed and drawn."""
+"""What benchmarks train is accepted; benchmarks/recipe.py at its smallest trains, keeps, prints and draws its rows."""
 
 import os
 import re
@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.recipe import CORPORA, RECIPES
+from benchmarks.train import PRESETS
+from pipeline.cli.plan import wanted
 from tests.train.small import ROOT
 
 SMALL = (
@@ -22,6 +25,12 @@ def _recipe(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command += [*settings, *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=place.parent, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_what_is_trained_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for settings in (*PRESETS.values(), *RECIPES.values(), *CORPORA.values()):
+        wanted(Path("params.yaml"), [setting for setting in settings if not setting.startswith("trial=")])
 
 
 @pytest.mark.timeout(300)
