@@ -161,14 +161,15 @@ def test_characters_are_sorted_and_unseen_ones_fall_to_bytes(tmp_path: Path) -> 
     assert [encoder.id_to_token(i) for i in encoder.encode("aé").ids] == ["a", "<0xC3>", "<0xA9>"]
 
 
-def test_a_vocabulary_larger_than_the_text_supports_is_a_warning(
+def test_a_vocabulary_larger_than_the_text_supports_is_as_large_as_it_can_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clean = clean_set(tmp_path / "clean", ["abab abab abab"])
     report = tokenizer.build(settings_for("train", vocab_size=5000), clean, tmp_path / "t")
     assert report["vocab_size"] == vocab_size(tmp_path / "t") < 300
     assert report["vocab_size_asked"] == 5000
-    assert f"5,000 asked, {report['vocab_size']} made" in capsys.readouterr().err
+    assert f"tokenize: a vocabulary of {report['vocab_size']}; " in (said := capsys.readouterr().out)
+    assert "tokenizer.vocab_size allows 5,000" in said
 
 
 def test_a_tokenizer_may_learn_from_a_share_of_the_text(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Time that tests set, a compiler that is there, and blocks that only note that they were compiled."""
     clock = Clock()
     monkeypatch.setattr(wrap, "time", clock)
-    monkeypatch.setattr(wrap.plan, "wait", lambda device: None)
+    monkeypatch.setattr(wrap.hardware, "wait", lambda device: None)
     monkeypatch.setattr(wrap, "lacking", lambda device: None)
     monkeypatch.setattr(Block, "compile", lambda self: setattr(self, "noted", True))
     return clock
