@@ -49,17 +49,18 @@ def residual_at_full_size() -> None:
 
 
 def experts_at_full_weight() -> None:
-    """As if weights of a token's K experts summed to K, so that they add as much as a dense MLP of their width does.
+    """As if weights of a token's experts, which are two by default, summed to two and not to one.
 
-    Which is that the experts' last matrices begin K times as large, and are trained at K times the rate.
+    So they add as much as a dense MLP of their width does. It is the same as experts' last matrices that begin twice as
+    large, and are trained at twice the rate.
     """
-    _initialized(lambda gpt, name, p: float(gpt.config.n_expert_per_token) if name.endswith("down_ECI") else 1.0)
+    scale = 2.0
+    _initialized(lambda gpt, name, p: scale if name.endswith("down_ECI") else 1.0)
     before = optimizers._decaying
 
     def decaying(named: Any, chosen: Any) -> list[dict[str, Any]]:
         last = [p for name, p in named if name.endswith("down_ECI")]
         others = before([(name, p) for name, p in named if not name.endswith("down_ECI")], chosen)
-        scale = 2.0  # the default's experts of a token
         group = {"params": last, "lr": chosen.lr * scale, "weight_decay": chosen.weight_decay / scale}
         return [*others, group] if last else others
 
