@@ -20,7 +20,7 @@ import typer
 
 PRESETS: dict[str, list[str]] = {
     "cpu_small": [
-        *("model=moe_tiny", "model.vocab_size=2048", "tokenizer.vocab_size=2048", "model.n_layer=6"),
+        *("model=moe_tiny", "model.vocab_size=2048", "model.n_layer=6"),
         *("model.n_embd=384", "model.n_head=6"),
         *("model.n_query_groups=6", "model.n_expert=8", "model.moe_intermediate_size=512", "model.block_size=256"),
         *("model.norm_qk=false", "model.tie_embeddings=true"),
@@ -71,13 +71,24 @@ def main(
     if gigabytes is not None:
         os.environ["MOE_BENCHMARK_GIGABYTES"] = str(gigabytes)
     with tempfile.TemporaryDirectory(prefix="moe-benchmark-") as place:
-        _prepare(Path(place), PRESETS[preset], steps, device)
+        _prepare(Path(place), settings(preset, steps, device), steps)
         results = dict(_best(name, Path(place), steps) for name in only or CONTENDERS)
         _print(preset, steps, Path(place), results)
 
 
-def _prepare(place: Path, overrides: list[str], steps: int, device: str) -> None:
-    """The parameters, and tokens enough for all steps: bundled stories, a token a byte."""
+def settings(preset: str, steps: int, device: str) -> list[str]:
+    """Overrides of the default parameters: stories, a token a byte, and nothing but training."""
+    return [
+        *PRESETS[preset],
+        *("tokenizer=bytes", f"train.max_steps={steps + 1}", "train.max_tokens=null", "train.eval_every=0"),
+        *("train.eval_samples=1", "train.checkpoint_every=1000000", "train.log_every=10", "train.compile=off"),
+        *("train.routing_gate.action=off", "train.document_mask=false", f"train.device={device}"),
+        "evaluate.stride=null",
+    ]
+
+
+def _prepare(place: Path, overrides: list[str], steps: int) -> None:
+    """The parameters, and tokens enough for all steps."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -87,18 +98,7 @@ def _prepare(place: Path, overrides: list[str], steps: int, device: str) -> None
     from pipeline.tokenize import tokenizer
     from pipeline.tokenize import writer as tokens
 
-    settings = [
-        *overrides,
-        *("tokenizer=bytes", f"train.max_steps={steps + 1}", "train.max_tokens=null", "train.eval_every=0"),
-        *("train.eval_samples=1", "train.checkpoint_every=1000000", "train.log_every=10", "train.compile=off"),
-        *(
-            "train.routing_gate.action=off",
-            "train.document_mask=false",
-            f"train.device={device}",
-            "evaluate.stride=null",
-        ),
-    ]
-    compose((place / "params.yaml").resolve(), overrides=settings)
+    compose((place / "params.yaml").resolve(), overrides=overrides)
     parameters = params.load(place / "params.yaml")
     wanted = (steps + 2) * parameters.train.global_batch_size * parameters.train.block_size
     texts, size = [], 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.recipe import CORPORA, RECIPES
-from benchmarks.train import PRESETS
+from benchmarks.train import PRESETS, settings
 from pipeline.cli.plan import wanted
 from tests.train.small import ROOT
 
@@ -19,18 +19,30 @@ SMALL = (
 )
 
 
-def _recipe(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    settings = [part for setting in SMALL for part in ("-S", setting)]
-    command = [sys.executable, "-m", "benchmarks.recipe", "--place", str(place), "--tokens", "2560"]
-    command += [*settings, *options]
+def _run(benchmark: str, *options: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=place.parent, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", benchmark, *options]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def _recipe(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    small = [part for setting in SMALL for part in ("-S", setting)]
+    return _run("benchmarks.recipe", "--place", str(place), "--tokens", "2560", *small, *options, cwd=place.parent)
 
 
 def test_what_is_trained_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for settings in (*PRESETS.values(), *RECIPES.values(), *CORPORA.values()):
-        wanted(Path("params.yaml"), [setting for setting in settings if not setting.startswith("trial=")])
+    presets = [settings(preset, 60, "auto") for preset in PRESETS]
+    for chosen in (*presets, *RECIPES.values(), *CORPORA.values()):
+        wanted(Path("params.yaml"), [setting for setting in chosen if not setting.startswith("trial=")])
+
+
+@pytest.mark.timeout(300)
+def test_training_speed_is_measured_from_the_command() -> None:
+    done = _run("benchmarks.train", "--steps", "4", "--only", "ours", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    row = re.search(r"^\| ours \| ([\d,]+) \| [\d.]+% \| [\d.]+ \|", done.stdout, re.MULTILINE)
+    assert row and int(row[1].replace(",", "")) > 10, done.stdout
 
 
 @pytest.mark.timeout(300)
