@@ -318,7 +318,7 @@ def _refuse_copies_beyond_memory(parameters: Any) -> None:
     assigned = train.micro_batch_size * train.block_size * model.n_expert_per_token * len(moe_layers(model))
     need = assigned * 3 * model.moe_intermediate_size * model.n_embd * 4
     if need > psutil.virtual_memory().available:
-        raise MemoryError(f"batched_mm would copy {need / 1e9:,.0f} GB of weights")
+        raise SystemExit(f"batched_mm would copy {need / 1e9:,.0f} GB of weights")
 
 
 def _huggingface(parameters: Any, place: Path, marks: _Marks, steps: int, qk_norm: bool, experts: str) -> None:
