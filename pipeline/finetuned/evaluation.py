@@ -42,8 +42,7 @@ def evaluate(
     data/val, and bits per byte on the text that the first was pretrained on.
     """
     with (data / "val.jsonl").open(encoding="utf-8") as file:
-        held_out = [talk for talk in map(json.loads, file) if talk["messages"]]
-    held_out = sorted(held_out, key=lambda talk: not talk["constraints"])[:_ANSWERED]  # first what can be checked
+        held_out = [talk for talk in map(json.loads, file) if talk["messages"]][:_ANSWERED]
     device = resolve(params.evaluate.device, "evaluate.device")
     template = ChatTemplate(data / "tokenizer")
     val = token_set.whole(tokens / "val", clean / "val")

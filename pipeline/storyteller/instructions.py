@@ -1,6 +1,6 @@
 """Instructions and short dialogues from the storyteller's world, with what an answer can be checked for.
 
-for made in instructions(12_000, seed=0): made.messages, made.constraints
+for made in instructions(9000, seed=0): made.messages, made.constraints
 
 An instruction asks for a story by what happens in it and some of what it has: who it is about, what kind of animal, the
 thing, the place, who helps, how it ends, how long it is. met(constraints, text) says which of that a text has.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.storyteller.craft import Telling
-from pipeline.storyteller.stories import Story, tell
+from pipeline.storyteller.stories import tell
 from pipeline.storyteller.world import ANIMAL_KINDS, ANIMAL_NAMES, CHILD_NAMES, ELDERS, PLACES, TOYS
 
 _NAMES = {name: pronouns for names in (CHILD_NAMES, ANIMAL_NAMES) for pronouns in names for name in names[pronouns]}
@@ -73,10 +73,7 @@ _ASKED = {
 }  # how often, where the story has it
 _SHORT, _LONG = 150, 175  # words: a fifth of the stories is shorter, a third longer
 _FAR = 10**9  # from here on, stories that no corpus of the bundled source holds
-# Titles and beginnings say again what was asked for in a few words: a small model learns it from many of them, which
-# take few tokens. Plain stories keep what was learned from such.
-_SHARES = {"story": 0.42, "title": 0.18, "beginning": 0.2, "dialogue": 0.06, "text": 0.14}
-_BREAK = "\n\n"  # between paragraphs
+_SHARES = (0.72, 0.08, 0.2)  # of instructions, dialogues and plain stories, which keep what was learned from such
 _KINDS = "|".join([*ANIMAL_KINDS, "boy", "girl"])
 
 
@@ -90,21 +87,14 @@ class Made:
 
 
 def instructions(count: int, seed: int) -> Iterator[Made]:
-    """Yield `count` requests for a story, its title or its beginning, dialogues and plain stories.
-
-    Each depends on the seed and its place alone.
-    """
+    """Yield `count` instructions, dialogues and plain stories; each depends on the seed and its place alone."""
     for index in range(count):
         choice = Telling(seed, -1 - index)  # chance of its own: its stories have places from 0
-        kind = choice.pick((*_SHARES,), (*_SHARES.values(),))
-        if kind == "dialogue":
-            yield _dialogue(choice)
-            continue
-        story = tell(seed, _FAR + index)
+        kind = choice.pick(("instruction", "dialogue", "text"), _SHARES)
         if kind == "text":
-            yield Made([], {}, story.text)
+            yield Made([], {}, tell(seed, _FAR + index).text)
         else:
-            yield {"story": _whole_story, "title": _title_alone, "beginning": _beginning}[kind](choice, story)
+            yield _dialogue(choice) if kind == "dialogue" else _instruction(choice, seed, index)
 
 
 # --- what a story has -------------------------------------------------------------------------------------------------
@@ -159,82 +149,58 @@ def _facts(text: str, about: str) -> dict[str, Any]:
 # --- instructions -----------------------------------------------------------------------------------------------------
 
 
-def _whole_story(choice: Telling, story: Story) -> Made:
+def _instruction(choice: Telling, seed: int, index: int) -> Made:
+    story = tell(seed, _FAR + index)
     facts = _facts(story.text, story.about)
-    asked = _asked(choice, facts, ("place", "helper", "mood", "ending", "length"))
-    about = _about(asked, story.plot)
-    content = choice.words(
-        f"[Tell|Tell me|Write|Write me] a [story|little story] about {about}.",
-        f"[Please tell me|I would like|Make up] a story [with|about] {about}.",
-        f"[A story|A bedtime story], please: {about}.",
-        f"Can you tell [me |us |]a story about {about}?",
-    )
-    return _turn(content + _wishes(choice, asked), f"{_title(asked)}\n\n{story.text}", asked)
-
-
-# What is asked of a part has no constraints: it would be easier to meet them than in a story.
-
-
-def _title_alone(choice: Telling, story: Story) -> Made:
-    asked = _asked(choice, _facts(story.text, story.about), ("place", "helper"))
-    about = _about(asked, story.plot)
-    content = choice.words(
-        f"[Give me|Make up|Find] a title for a [story|little story] about {about}.",
-        f"[What is a good title for|What would you call] a story about {about}?",
-    )
-    return _turn(content + _wishes(choice, asked), _title(asked), {})
-
-
-def _beginning(choice: Telling, story: Story) -> Made:
-    asked = _asked(choice, _facts(story.text, story.about), ())
-    about = _about(asked, story.plot)
-    content = choice.words(
-        f"[Begin|Start] a [story|little story] about {about}.",
-        f"How does a story about {about} [begin|start]?",
-    )
-    return _turn(content, f"{_title(asked)}\n\n{story.text.split(_BREAK)[0]}", {})
-
-
-def _asked(choice: Telling, facts: dict[str, Any], further: tuple[str, ...]) -> dict[str, Any]:
-    """Who and what it is about, and each of `further` that the story has, or not, by chance."""
     asked = {name: value for name, value in facts.items() if name in ("hero", "thing", "kind")}
-    return asked | {name: facts[name] for name in further if name in facts and choice.chance(_ASKED[name])}
-
-
-def _turn(content: str, answer: str, constraints: dict[str, Any]) -> Made:
-    content = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", content)
-    return Made([{"role": "user", "content": content}, {"role": "assistant", "content": answer}], constraints)
+    further = [name for name in ("place", "helper", "mood", "ending", "length") if name in facts]
+    for name in further:
+        if choice.chance(_ASKED[name]):
+            asked[name] = facts[name]
+    content = _asked_for(choice, asked, story.plot)
+    return Made(
+        [{"role": "user", "content": content}, {"role": "assistant", "content": f"{_title(asked)}\n\n{story.text}"}],
+        asked,
+    )
 
 
 def _title(asked: dict[str, Any]) -> str:
     """The answer's first line says again what was asked for: so a small model learns sooner to do it."""
-    kind = f" the {asked['kind']}" if asked.get("kind") in ANIMAL_KINDS else ""
     helper = f", {_NAMES[asked['hero']].his} {asked['helper']}" if "helper" in asked else ""
     place = f" {_PLACES[asked['place']].at}" if "place" in asked else ""
-    return f"{asked['hero']}{kind}{helper} and the {asked['thing']}{place}"
+    return f"{asked['hero']}{helper} and the {asked['thing']}{place}"
 
 
-def _about(asked: dict[str, Any], plot: str) -> str:
-    name, kind, thing = asked["hero"], asked.get("kind"), asked["thing"]
+def _asked_for(choice: Telling, asked: dict[str, Any], plot: str) -> str:
+    name, kind = asked["hero"], asked.get("kind")
     who = f"a {kind} [called|named] {name}" if kind else name
-    happens = _HAPPENS[plot].replace("THING", thing if thing in _WITHOUT_ARTICLE else f"a {thing}")
+    thing = asked["thing"]
+    thing = thing if thing in _WITHOUT_ARTICLE else f"a {thing}"
+    happens = choice.words(_HAPPENS[plot]).replace("THING", thing)
     place = f" {_PLACES[asked['place']].at}" if "place" in asked else ""
-    return f"{who} {happens}{place}"
-
-
-def _wishes(choice: Telling, asked: dict[str, Any]) -> str:
-    """What is asked for in sentences of its own, each after a space."""
-    text = []
-    if helper := asked.get("helper"):
-        his = _NAMES[asked["hero"]].his
-        text.append(choice.words(f" [{his.capitalize()} {helper} is in it|Put {his} {helper} in it]."))
-    if mood := asked.get("mood"):
-        text.append(choice.words(f" At the end, [someone is|they are] {mood}.", f" [Make|Let] the end be {mood}."))
-    if ending := asked.get("ending"):
-        text.append(choice.words(f" [End|Let it end] {_ENDS_WITH[ending]}."))
-    if length := asked.get("length"):
-        text.append(choice.words(f" [Keep|Make] it {length}."))
-    return "".join(text)
+    helper = asked.get("helper")
+    text = [
+        choice.words(
+            f"[Tell|Tell me|Write|Write me] a [story|little story] about {who} {happens}{place}.",
+            f"[Please tell me|I would like|Make up] a story [with|about] {who} {happens}{place}.",
+            f"[A story|A bedtime story], please: {who} {happens}{place}.",
+            f"Can you tell [me |us |]a story about {who} {happens}{place}?",
+        )
+    ]
+    if helper:
+        his = _NAMES[name].his
+        text.append(choice.words(f"[{his.capitalize()} {helper} is in it|Put {his} {helper} in it]."))
+    if "mood" in asked:
+        text.append(
+            choice.words(
+                f"At the end, [someone is|they are] {asked['mood']}.", f"[Make|Let] the end be {asked['mood']}."
+            )
+        )
+    if "ending" in asked:
+        text.append(choice.words(f"[End|Let it end] {_ENDS_WITH[asked['ending']]}."))
+    if "length" in asked:
+        text.append(choice.words(f"[Keep|Make] it {asked['length']}."))
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", " ".join(text))
 
 
 # --- dialogues --------------------------------------------------------------------------------------------------------

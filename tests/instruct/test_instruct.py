@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from pipeline.errors import UserError
 from pipeline.instruct.instruct import instruct
 from pipeline.params.instruct import InstructBundled, InstructLocal
 from pipeline.storyteller.instructions import instructions, met
-from pipeline.storyteller.world import ANIMAL_KINDS
 from pipeline.tokens import tokenizer as vocabulary
 from pipeline.tokens.chat_template import ChatTemplate
 from pipeline.tokens.flags import FIRST, ID, LOSS
@@ -208,23 +206,6 @@ def test_every_bundled_answer_meets_its_constraints() -> None:
     assert asked == {"hero", "kind", "thing", "place", "helper", "mood", "ending", "length", "mentions"}
 
 
-def test_an_answer_begins_with_what_was_asked_for() -> None:
-    made = [each for each in instructions(400, seed=1) if each.messages]
-    of_title = ("Give me a", "Make up a title", "Find a", "What is a good", "What would you")
-    titles = [each for each in made if each.messages[0]["content"].startswith(of_title)]
-    beginnings = [each for each in made if each.messages[0]["content"].startswith(("Begin", "Start", "How does"))]
-    stories = [each for each in made if "hero" in each.constraints]
-    for each in titles + beginnings + stories:
-        request, title = each.messages[0]["content"], each.messages[1]["content"].split("\n\n")[0]
-        asked = re.findall(rf"({'|'.join(ANIMAL_KINDS)}) (?:named|called) ([A-Z][a-z]+)", request)
-        assert all(title.startswith(f"{name} the {kind}") for kind, name in asked), each
-        thing, *_ = re.split(r" (?:at|in|on) the ", title.split(" and the ")[1])
-        assert thing in request, each
-    assert all("\n" not in each.messages[1]["content"] and not each.constraints for each in titles)
-    assert all(each.messages[1]["content"].count("\n\n") == 1 and not each.constraints for each in beginnings)
-    assert min(len(titles), len(beginnings), len(stories)) > 50
-
-
 def test_another_answer_misses_constraints() -> None:
     made = [each for each in instructions(200, seed=1) if "thing" in each.constraints]
     shares = [
@@ -242,5 +223,5 @@ def test_instructions_depend_on_seed_and_place_alone(checkpoint: Path, tmp_path:
     with pytest.raises(UserError, match=r"no conversation is left"):  # no story fits into 64 tokens
         instruct(InstructBundled(**(raw | {"conversations": 3})), checkpoint, tmp_path / "out")
     report = instruct(chosen, checkpoint, tmp_path / "out")
-    assert report["train"]["texts"] > 20
+    assert report["train"]["texts"] > 30
     assert isinstance(params.validate(yaml.safe_load((ROOT / "params.yaml").read_text())).instruct, InstructBundled)
