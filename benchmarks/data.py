@@ -90,12 +90,12 @@ def _tokenizing(asked: params.Params, work: Path, turns: int) -> Iterator[tuple[
     """`tokens.write`, `encode_batch_fast` on texts that are in memory, litgpt's TextFiles; the same tokenizer."""
     clean, vocabulary = work / "small/clean", work / "tokenizer"
     encoder = load(vocabulary)
-    texts = [text for split in ("train", "val") for batch in texts.batches(clean / split) for text in batch]
-    size = sum(len(text.encode()) for text in texts)
+    cleaned = [text for split in ("train", "val") for batch in texts.batches(clean / split) for text in batch]
+    size = sum(len(text.encode()) for text in cleaned)
 
     def alone() -> None:
-        for start in range(0, len(texts), 2000):
-            encoder.encode_batch_fast(texts[start : start + 2000], add_special_tokens=False)
+        for start in range(0, len(cleaned), 2000):
+            encoder.encode_batch_fast(cleaned[start : start + 2000], add_special_tokens=False)
 
     alone()  # both begin with a warm cache of files and words
     turns_ours, turns_bare = [], []
@@ -111,7 +111,7 @@ def _tokenizing(asked: params.Params, work: Path, turns: int) -> Iterator[tuple[
         f"{bare / ours:.2f}",
         "≥ 0.9",
     )
-    theirs = _timed(lambda: _text_files(texts, vocabulary, work / "litgpt"))
+    theirs = _timed(lambda: _text_files(cleaned, vocabulary, work / "litgpt"))
     yield (
         "tokenizing, files to files, against litgpt's `TextFiles.prepare_data`",
         f"{rate:.2f} MB/s",
@@ -121,14 +121,14 @@ def _tokenizing(asked: params.Params, work: Path, turns: int) -> Iterator[tuple[
     )
 
 
-def _text_files(texts: list[str], vocabulary: Path, folder: Path) -> None:
+def _text_files(cleaned: list[str], vocabulary: Path, folder: Path) -> None:
     from litgpt.data import TextFiles
     from litgpt.tokenizer import Tokenizer
 
     folder.mkdir()
     n_files = 1 + (os.cpu_count() or 1)  # the first one becomes val
     for i in range(n_files):
-        (folder / f"{i}.txt").write_text("\n\n".join(texts[i::n_files]), encoding="utf-8")
+        (folder / f"{i}.txt").write_text("\n\n".join(cleaned[i::n_files]), encoding="utf-8")
     data = TextFiles(folder)
     lit = Tokenizer(vocabulary)
     lit.bos_id = lit.eos_id  # which it demands of every tokenizer

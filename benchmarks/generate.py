@@ -62,10 +62,10 @@ def main(
         for way in _EXPERTS if moe_layers(model.params) else ("eager",):
             ways[way] = partial(_transformers, theirs, idx_BT, n_new, way)
         speed = {name: rows * n_new / seconds for name, seconds in _best(ways, turns).items()}
-        theirs = max(_EXPERTS, key=lambda way: speed.get(way, 0))
-        cells = [speed["cache"], speed["no cache"], speed[theirs]]
+        quickest = max(_EXPERTS, key=lambda way: speed.get(way, 0))
+        cells = [speed["cache"], speed["no cache"], speed[quickest]]
         shown = " | ".join(f"{tokens:,.0f}" for tokens in cells)
-        ratios = f"{cells[0] / cells[1]:.1f} | {cells[0] / cells[2]:.2f} ({theirs})"
+        ratios = f"{cells[0] / cells[1]:.1f} | {cells[0] / cells[2]:.2f} ({quickest})"
         print(f"| {rows} | {shown} | {ratios} |", flush=True)
     print(
         "\nIn tokens/s over all prompts, prompt included in the time. Goals: cache / no cache at least 5, ours / "

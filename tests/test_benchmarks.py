@@ -1,4 +1,4 @@
-"""What benchmarks train is accepted; benchmarks/recipe.py at its smallest trains, keeps, prints and draws its rows."""
+"""Each benchmark runs from its command at its smallest and prints its table; what benchmarks train is accepted."""
 
 import os
 import re
@@ -43,6 +43,34 @@ def test_training_speed_is_measured_from_the_command() -> None:
     assert done.returncode == 0, done.stderr
     row = re.search(r"^\| ours \| ([\d,]+) \| [\d.]+% \| [\d.]+ \|", done.stdout, re.MULTILINE)
     assert row and int(row[1].replace(",", "")) > 10, done.stdout
+
+
+@pytest.mark.timeout(300)
+def test_writing_speed_is_measured_from_the_command(work: Path) -> None:
+    done = _run("benchmarks.generate", "--checkpoint", str(work / "models/litgpt"), "--new-tokens", "8", "--turns", "1")
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^\| (\d) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|", done.stdout, re.MULTILINE)
+    assert [prompts for prompts, *_ in rows] == ["1", "8"]
+    assert all(int(speed.replace(",", "")) > 0 for _, *speeds in rows for speed in speeds)
+
+
+@pytest.mark.timeout(300)
+def test_serving_speed_is_measured_from_the_command(work: Path) -> None:
+    few = ("--clients", "2", "--requests", "1", "--new-tokens", "8", "--turns", "1")
+    done = _run("benchmarks.serve", "--checkpoint", str(work / "models/litgpt"), *few)
+    assert re.search(r"^\| [\d,]+ tokens/s \| [\d,]+ tokens/s \| [\d.]+ \| \d+ ms \|", done.stdout, re.MULTILINE), (
+        done.stderr
+    )
+
+
+@pytest.mark.timeout(600)
+def test_figures_of_data_are_measured_from_the_command() -> None:
+    done = _run("benchmarks.data", "--documents", "300", "--turns", "1")
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^\| ([\w ]+)[^|]*\| ([\d.,]+) M", done.stdout, re.MULTILINE)
+    assert [name.split()[0] for name, _ in rows] == [
+        *("cleaning", "cleaning", "tokenizing", "tokenizing", "peak", "peak", "reading"),
+    ]  # fmt: skip
 
 
 @pytest.mark.timeout(300)
