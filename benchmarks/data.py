@@ -40,7 +40,7 @@ def main(
         int, typer.Option(help="Stories to measure with; memory is also measured with ten times.")
     ] = 44_000,
     turns: Annotated[int, typer.Option(help="Each figure is the median of so many.")] = 3,
-    model_rate: Annotated[float, typer.Option(help="Tokens per second that the default model trains on.")] = 12_000,
+    model_rate: Annotated[float, typer.Option(help="Tokens per second that the default model trains on.")] = 39_000,
     params_file: Annotated[Path, typer.Option("--params", help="Parameters of the run.")] = Path("params.yaml"),
 ) -> None:
     """Measure cleaning, tokenizing, memory and reading; print the table."""
